@@ -1,0 +1,1 @@
+"""What a run leaves on disk: whole files, genomes by content, snapshots, ledger, outcomes, and one lock."""

@@ -1,0 +1,61 @@
+"""One process per run folder. The kernel releases the lock when its process dies, so none goes stale."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from evomerge.errors import RunError
+from evomerge.files import remove_leftovers
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold ``folder/lock`` (created if need be) inside the block, and clear away a killed writer's leftovers.
+
+    Raises:
+        RunError: another process, or this one, holds it; the message names the holder.
+    """
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        cause = f"cannot open the lock of the run folder: {error.strerror}"
+        raise RunError(cause, where=str(path), fix="Make the folder writable.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(file, path) from None
+        except OSError as error:
+            cause = f"the run folder cannot be locked: {error.strerror}"
+            raise RunError(cause, where=str(path), fix="Use a disk that supports flock.") from error
+        _sign(file)
+        remove_leftovers(folder)
+        yield
+
+
+def _sign(file: IO[str]) -> None:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    file.truncate(0)
+    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
+    file.flush()
+
+
+def _in_use(file: IO[str], path: Path) -> RunError:
+    file.seek(0)
+    try:
+        holder = json.loads(file.read())
+        who = f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+    except (ValueError, KeyError, TypeError):  # it has the lock and has not signed yet
+        who = "another process"
+    fix = "Wait until it ends, or stop that process; then `evomerge resume`."
+    return RunError(f"run folder is in use by {who}", where=str(path), fix=fix)

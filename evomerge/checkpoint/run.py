@@ -1,0 +1,103 @@
+"""A run's folder: what it was launched with, and everything that resume needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.checkpoint.ledger import Ledger
+from evomerge.checkpoint.outcomes import OutcomeCache
+from evomerge.checkpoint.snapshot import load_latest, save_snapshot
+from evomerge.checkpoint.store import GenomeStore
+from evomerge.errors import RunError
+from evomerge.files import write_json, write_text
+from evomerge.types import State
+
+RECIPE = "recipe.yaml"
+MANIFEST = "manifest.json"
+
+
+class RunFolder:
+    """An open run: genomes, outcomes, ledger and snapshots. Hold the run's lock while it is open."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path = path
+        self.store = GenomeStore(path / "genomes")
+        self.ledger = Ledger(path / "ledger.jsonl")
+        self.outcomes = OutcomeCache(path / "outcomes.jsonl")
+        self._keep = keep
+
+    def latest(self) -> State | None:
+        """Return the newest whole snapshot; a damaged newer one is named in the ledger."""
+        loaded = load_latest(self.path, self.store)
+        for skipped in loaded.skipped if loaded else ():
+            event = {"event": "snapshot_skipped", "file": skipped.path.name, "reason": skipped.reason}
+            self.ledger.record(event)
+        return loaded.state if loaded else None
+
+    def save(self, state: State) -> None:
+        """Write the state's snapshot."""
+        save_snapshot(self.path, state, self.store, self._keep)
+
+
+def create(path: Path, recipe_text: str, manifest: Mapping[str, Any]) -> None:
+    """Make the folder of a new run; the manifest comes last, so that a folder with one is whole."""
+    if (path / MANIFEST).exists():
+        raise RunError(
+            f"there is a run in {path} already",
+            where=str(path),
+            fix=f"Continue it with `evomerge resume {path}`, or choose another folder with --output.",
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / RECIPE, recipe_text)
+    write_json(path / "environment.json", environment())
+    write_json(path / MANIFEST, manifest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what the run was launched with."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise RunError(f"there is no run in {path}", where=str(file), fix="`evomerge ls runs` lists the runs here.")
+    loaded: dict[str, Any] = json.loads(file.read_bytes())
+    return loaded
+
+
+def differences(before: Any, now: Any, place: str = "") -> list[str]:
+    """Return the places at which two JSON values differ, with both values."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = sorted({*before, *now})
+        return [d for key in keys for d in differences(before.get(key), now.get(key), f"{place}.{key}".lstrip("."))]
+    return [] if before == now else [f"{place}: it was {before!r}, it is {now!r}"]
+
+
+def check_unchanged(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse to resume a run whose recipe, fitness files, data or experts are no longer those it started with."""
+    changed = differences(read_manifest(path), manifest)
+    if changed:
+        raise RunError(
+            "the run was started with something else: " + "; ".join(changed),
+            where=str(path / MANIFEST),
+            fix="Put it back as it was, or start a new run; --allow-changes resumes all the same.",
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the hardware that outcomes may depend on."""
+    packages = ("evomerge", "torch", "transformers", "numpy", "deap", "safetensors")
+    return {
+        "python": sys.version.split()[0],
+        "packages": {name: version(name) for name in packages},
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

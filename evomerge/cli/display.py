@@ -1,0 +1,197 @@
+"""What a person sees while evomerge works: the plan, live progress with the time left, the table at the end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from evomerge.launch import Finished
+from evomerge.plan import Plan
+from evomerge.report.table import text_table
+
+
+class Display:
+    """Follows a run on the terminal; without one, it prints a line for each generation."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self._plan: Plan | None = None
+        self._progress = _bar(self._console)
+        self._task = self._progress.add_task("", total=1, left="")
+        self._generation = 0
+        self._done = 0
+        self._seconds = 0.0
+        self._last = time.monotonic()
+
+    def stage(self, text: str) -> None:
+        """Print what is being done now."""
+        self._progress.update(self._task, description=text, completed=0, left="")
+        self._console.print(f"[dim]{text} ...[/dim]")
+        self._last = time.monotonic()
+
+    def plan(self, plan: Plan) -> None:
+        """Print the plan."""
+        self._plan = plan
+        table = Table(box=None, padding=(0, 2), title="experts", title_justify="left")
+        for name, style in (("name", "left"), ("rank", "right"), ("norm of delta-W", "right")):
+            table.add_column(name, justify=style)  # type: ignore[arg-type]
+        for name, rank, norm in plan.experts:
+            table.add_row(name, str(rank), f"{norm:.2f}")
+        self._console.print(table)
+        tasks = ", ".join(f"{name} {search}+{final}" for name, search, final in plan.tasks)
+        for label, text in (
+            ("genome", f"{plan.dimension:,} numbers in {plan.modules} modules ({plan.space})"),
+            ("tasks", f"{tasks} (search+final examples)"),
+            ("base", f"{100 * plan.base:.1f} % on the search split"),
+            (
+                "budget",
+                f"{plan.founders} founders, then at most {plan.generations} generations of about "
+                f"{plan.births:.1f} births: about {plan.evaluations} evaluations",
+            ),
+            (
+                "time",
+                f"about {clock(plan.seconds)} ({plan.seconds_each:.1f} s an evaluation, measured on the base)",
+            ),
+        ):
+            self._console.print(f"[bold]{label:>8}[/bold]  {text}")
+        self._last = time.monotonic()
+
+    def tick(self, done: int, total: int) -> None:
+        """Move the bar and the time left."""
+        now = time.monotonic()
+        self._seconds += now - self._last
+        self._done += 1
+        self._last = now
+        if sys.stdout.isatty():
+            self._progress.start()
+            self._progress.update(self._task, completed=done, total=total, left=f"left {self._left()}")
+
+    def generation(self, event: Mapping[str, Any]) -> None:
+        """Print a generation's line."""
+        self._generation = event["generation"]
+        self._console.print(
+            f"generation {event['generation']:>3}   best {100 * event['best_fitness']:5.1f} %   "
+            f"mean {100 * event['mean_fitness']:5.1f} %   |dW| {event['best_norm']:6.2f}   "
+            f"evaluated {event['evaluated']:>3}   saved {event['saved']:>2}"
+            + (f"   [red]failed {event['failed']}[/red]" if event["failed"] else "")
+            + f"   left {self._left()}"
+        )
+        self._progress.update(self._task, description=f"generation {event['generation'] + 1}", completed=0)
+        self._last = time.monotonic()
+
+    def finished(self, finished: Finished) -> None:
+        """Print the final table and where things are."""
+        self.stop()
+        self._console.print()
+        self._console.print(text_table(finished.table, finished.setup.key.at("report")))
+        self._console.print(f"{finished.verdict}\n")
+        self._console.print(f"adapter: {finished.folder / 'best'}  (a PEFT folder: PeftModel.from_pretrained)")
+        self._console.print(f"report:  {finished.folder / 'report' / 'index.html'}")
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+    def _left(self) -> str:
+        """Estimate from what evaluations took so far, and before the first from the plan."""
+        if self._plan is None:
+            return "?"
+        each = self._seconds / self._done if self._done else self._plan.seconds_each
+        evaluations = self._plan.seconds / max(self._plan.seconds_each, 1e-9) - self._done
+        return clock(max(0.0, evaluations * each))
+
+
+class TrainingDisplay:
+    """Follows the training of experts."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._progress = _bar(self._console)
+        self._task = self._progress.add_task("", total=1, left="")
+        self._name, self._number, self._total = "", 0, 0
+        self._start = time.monotonic()
+
+    def __enter__(self) -> TrainingDisplay:
+        """Follow."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+    def stage(self, text: str) -> None:
+        """Print what is being done."""
+        self._console.print(f"[dim]{text} ...[/dim]")
+
+    def kept(self, name: str) -> None:
+        """Print that an expert exists already."""
+        self._console.print(f"{name:<16} exists, kept")
+
+    def expert(self, name: str, number: int, total: int) -> None:
+        """Begin an expert."""
+        self._name, self._number, self._total = name, number, total
+        self._start = time.monotonic()
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """Move the bar; print a line when the expert is done."""
+        spent = time.monotonic() - self._start
+        left = spent / done * (total * (1 + self._total - self._number) - done)
+        if done == total:
+            self._console.print(
+                f"{self._name:<16} expert {self._number}/{self._total}   {total} steps in {clock(spent)}   "
+                f"loss {loss:.3f}   left about {clock(left)}"
+            )
+        elif sys.stdout.isatty():
+            self._progress.start()
+            text = f"{self._name} ({self._number}/{self._total})   loss {loss:.3f}"
+            self._progress.update(self._task, description=text, completed=done, total=total, left=f"left {clock(left)}")
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def interruptible(folder: Path, display: Display) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into a message that tells how to go on; everything is on disk already."""
+
+    def interrupt(signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signum)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        display.stop()
+        number = stop.args[0] if stop.args else signal.SIGINT
+        if (folder / "manifest.json").exists():
+            print(f"\nstopped; nothing is lost. Continue with: evomerge resume {folder}", file=sys.stderr)
+        sys.exit(128 + number)
+    finally:
+        display.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    return Progress(*columns, console=console, transient=True)

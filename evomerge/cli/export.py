@@ -1,0 +1,37 @@
+"""`evomerge export`: any individual of a run, for the rest of the world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = """Examples:
+
+  evomerge export runs/quickstart -o my-adapter
+
+  evomerge export runs/quickstart --individual 3f9a --rank 16 -o small-adapter
+
+  evomerge export runs/quickstart --merged -o full-model
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("export", epilog=EPILOG)(export)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist.")],
+    individual: Annotated[str, typer.Option(help="`best`, or the beginning of an individual's digest.")] = "best",
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; by default the exact one.")] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="Write the full model with the adapter merged in.")] = False,
+) -> None:
+    """Write an individual as a PEFT folder, or merged into the full model."""
+    from evomerge.workbench import export as write
+
+    exported = write(run, individual, output, rank=rank, merged=merged)
+    what = "full model" if merged else f"adapter of rank {exported.rank}"
+    typer.echo(f"{output}: {what}; truncation residual {exported.residual:.2e} of the norm of delta-W")

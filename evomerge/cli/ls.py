@@ -1,0 +1,98 @@
+"""`evomerge ls`: what there is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Kind = Literal["all", "recipes", "fitness", "operators", "strategies", "runs"]
+EPILOG = """Examples:
+
+  evomerge ls
+
+  evomerge ls runs --format json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("ls", epilog=EPILOG)(ls)
+
+
+def ls(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")] = "all",
+    output_format: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print.")] = "text",
+) -> None:
+    """List recipes, fitness files, operators, strategies and runs."""
+    listings = {
+        "recipes": recipes,
+        "fitness": fitness,
+        "operators": operators,
+        "strategies": strategies,
+        "runs": runs,
+    }
+    found = {name: listing() for name, listing in listings.items() if kind in ("all", name)}
+    if output_format == "json":
+        typer.echo(json.dumps(found))
+        return
+    for name, items in found.items():
+        typer.echo(f"{name}:")
+        for item, text in items.items():
+            typer.echo(f"  {item:<28} {text}")
+
+
+def recipes() -> Mapping[str, str]:
+    """Return the recipes by name, with the first line of each."""
+    from evomerge.shipped import names
+
+    return {name: _first_line(file).removeprefix("# ") for name, file in names("populations").items()}
+
+
+def fitness() -> Mapping[str, str]:
+    """Return the fitness files by name, with the first line of each."""
+    from evomerge.shipped import names
+
+    return {name: _first_line(file).strip('"') for name, file in names("fitness").items()}
+
+
+def operators() -> Mapping[str, str]:
+    """Return the operators by kind and name, with what each does."""
+    from evomerge.recipe.operators import REGISTRIES
+
+    return {
+        f"{registry.kind} {name}": registry[name].documentation.splitlines()[0]
+        for kind, registry in REGISTRIES.items()
+        if kind != "baselines"
+        for name in registry
+    }
+
+
+def strategies() -> Mapping[str, str]:
+    """Return the strategies by name."""
+    from evomerge.strategies import genetic
+
+    return {"genetic": (genetic.__doc__ or "").splitlines()[0]}
+
+
+def runs() -> Mapping[str, str]:
+    """Return the runs in ./runs with the generation and the best fitness of each."""
+    from evomerge.checkpoint.ledger import Ledger
+
+    found = {}
+    for manifest in sorted(Path("runs").glob("*/manifest.json")):
+        events = Ledger(manifest.parent / "ledger.jsonl").events()
+        done = [event for event in events if event["event"] == "generation"]
+        stopped = any(event["event"] == "stop" for event in events)
+        text = (
+            f"generation {done[-1]['generation']}, best {done[-1]['best_fitness']:.4f}" if done else "no generation yet"
+        )
+        found[str(manifest.parent)] = text + (", finished" if stopped else "")
+    return found
+
+
+def _first_line(file: Path) -> str:
+    return file.read_text(encoding="utf-8").splitlines()[0]

@@ -1,0 +1,33 @@
+"""`evomerge resume`: continue an interrupted run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = """Examples:
+
+  evomerge resume runs/quickstart
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("resume", epilog=EPILOG)(resume)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume although recipe, fitness or experts have changed.")
+    ] = False,
+) -> None:
+    """Continue a run where it stopped, to the same bytes as if it had not."""
+    from evomerge.cli.display import Display, interruptible
+    from evomerge.launch import resume as continue_run
+
+    display = Display()
+    with interruptible(run, display):
+        display.finished(continue_run(run, display, allow_changes=allow_changes))

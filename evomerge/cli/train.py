@@ -1,0 +1,34 @@
+"""`evomerge train`: make the experts of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+EPILOG = """Examples:
+
+  evomerge train populations/quickstart.yaml
+
+  evomerge train quickstart --only capitals
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("train", epilog=EPILOG)(train)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Recipe with a `train:` section: a path or a name.")],
+    only: Annotated[list[str] | None, typer.Option(help="Train this expert only. Repeatable.")] = None,
+) -> None:
+    """Train the LoRA experts of a recipe's `train:` section; those that exist are kept."""
+    from evomerge.cli.display import TrainingDisplay
+    from evomerge.recipe.load import load_recipe
+    from evomerge.shipped import find
+    from evomerge.workbench import train as train_all
+
+    with TrainingDisplay() as display:
+        folders = train_all(load_recipe(find("populations", recipe)), only or [], display)
+    typer.echo(f"experts: {', '.join(str(folder) for folder in folders)}")

@@ -1,0 +1,62 @@
+"""One error family: every message says what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EvomergeError(Exception):
+    """What is wrong, where it was found, and what to do next.
+
+    The command line prints the three on a line each and exits; nobody sees a traceback unless they ask.
+    """
+
+    def __init__(self, cause: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.cause]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.fix:
+            lines.append(f"  to do: {self.fix}")
+        return "\n".join(lines)
+
+
+class RecipeError(EvomergeError):
+    """A recipe, or a parameter in it, is not valid."""
+
+
+class ExpertError(EvomergeError):
+    """An expert on disk cannot be used, alone or together with the others of its pool."""
+
+
+class FitnessError(EvomergeError):
+    """A fitness file, its data, or what it returned is not valid."""
+
+
+class RunError(EvomergeError):
+    """A run folder is in use, damaged, or does not match what is asked of it."""
+
+
+class Problems(EvomergeError):
+    """Several errors found in one pass, so that a user mends them in one go."""
+
+    def __init__(self, problems: Iterable[EvomergeError]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''} found")
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"Did you mean 'x'? "`` if a known word is close, then the list of known words."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names) or 'none'}."

@@ -1,0 +1,1 @@
+"""Evaluation: the only place that runs a model to score an individual."""

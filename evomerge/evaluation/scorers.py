@@ -1,0 +1,100 @@
+"""Scorers: what turns a model and rows into one score an example. A fitness file is data plus one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from evomerge.evaluation.data import Data, Row
+from evomerge.evaluation.model import Model
+from evomerge.types import Split
+
+Text = str | Callable[[Row], str]
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """Return 1.0 if the texts agree but for case and surrounding space or full stop, else 0.0."""
+    return float(_plain(answer) == _plain(reference))
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").strip().casefold()
+
+
+def render(text: Text, row: Row) -> str:
+    """Fill a template (``"Capital of {country}:"``) from a row, or call a function with it."""
+    return text(row) if callable(text) else text.format_map(row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Generate greedily, compare with the reference. An answer that cannot be parsed scores 0.
+
+    Attributes:
+        data: the rows.
+        prompt: template or function of a row.
+        answer: the reference, template or function of a row; never shown to the model.
+        max_new_tokens: the most tokens of an answer.
+        stop: strings that end an answer.
+        parse: takes the generated text to the answer in it, or ``None`` if there is none.
+        match: ``(answer, reference) -> score``, by default exact match.
+    """
+
+    data: Data
+    prompt: Text
+    answer: Text
+    max_new_tokens: int = 16
+    stop: tuple[str, ...] = ("\n",)
+    parse: Callable[[str], str | None] = field(default=str.strip)
+    match: Callable[[str, str], float] = exact_match
+
+    def __call__(self, model: Model, split: Split) -> list[float]:
+        """Return one score an example."""
+        prompts = [prompt for prompt, _ in self.pairs(split)]
+        texts = model.generate(prompts, max_new_tokens=self.max_new_tokens, stop=self.stop)
+        answers = [self.parse(text) for text in texts]
+        references = [reference for _, reference in self.pairs(split)]
+        return [
+            0.0 if answer is None else self.match(answer, reference)
+            for answer, reference in zip(answers, references, strict=True)
+        ]
+
+    def pairs(self, split: Split) -> list[tuple[str, str]]:
+        """Return (prompt, reference) of every row: what an expert of this task is trained on."""
+        return [(render(self.prompt, row), render(self.answer, row)) for row in self.data.rows(split)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultipleChoice:
+    """Choose the option with the highest log-likelihood after the prompt.
+
+    Attributes:
+        data: the rows.
+        prompt: template or function of a row.
+        options: function of a row: the options as they would continue the prompt.
+        answer: function of a row: the index of the right option.
+        normalize: divide each option's log-likelihood by its length in characters (lm-evaluation-harness'
+            ``acc_norm``).
+    """
+
+    data: Data
+    prompt: Text
+    options: Callable[[Row], Sequence[str]]
+    answer: Callable[[Row], int]
+    normalize: bool = False
+
+    def __call__(self, model: Model, split: Split) -> list[float]:
+        """Return 1.0 or 0.0 an example."""
+        rows = self.data.rows(split)
+        options = [list(self.options(row)) for row in rows]
+        pairs = [(render(self.prompt, row), text) for row, texts in zip(rows, options, strict=True) for text in texts]
+        values = iter(model.loglikelihood(pairs))
+        scores = []
+        for row, texts in zip(rows, options, strict=True):
+            likelihoods = [next(values) / (max(len(text), 1) if self.normalize else 1) for text in texts]
+            scores.append(float(likelihoods.index(max(likelihoods)) == self.answer(row)))
+        return scores
+
+    def pairs(self, split: Split) -> list[tuple[str, str]]:
+        """Return (prompt, right option) of every row: what an expert of this task is trained on."""
+        return [(render(self.prompt, row), self.options(row)[self.answer(row)]) for row in self.data.rows(split)]

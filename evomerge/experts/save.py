@@ -1,0 +1,147 @@
+"""Write an adapter that PEFT, and what reads PEFT's folders (vLLM, SGLang), loads as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from evomerge.errors import ExpertError
+from evomerge.experts.adapter import CONFIG, WEIGHTS
+from evomerge.files import new_folder, write_bytes
+
+_HEADER_LENGTH = 8  # bytes: a safetensors file opens with its header's length, little-endian
+
+
+def save_adapter(
+    folder: Path | str,
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    base: str,
+    rank: int,
+    readme: str | None = None,
+) -> None:
+    """Save delta-W = B @ A of each module as a PEFT folder of one rank, at scale 1 (``lora_alpha = rank``).
+
+    The folder can be loaded at every instant, also while an older adapter in it is replaced.
+
+    Args:
+        folder: is made if need be; other files in it stay.
+        factors: ``(B [out, r], A [r, in])`` by module name of the base; ``r <= rank`` is padded with zeros.
+        base: the base's hub name or local folder.
+        rank: the rank of every module: servers such as vLLM know no rank per module.
+        readme: text of ``README.md``, the model card.
+
+    Raises:
+        ExpertError: nothing to save, a rank above ``rank``, or entries that are not finite.
+    """
+    if not factors:
+        raise ExpertError("There is no module to save", where=str(folder))
+    tensors = {}
+    for module, (B, A) in sorted(factors.items()):
+        A, B = _padded(module, A, B, rank)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = A
+        tensors[f"base_model.model.{module}.lora_B.weight"] = B
+    config = {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": target_modules(factors, base),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    contents = {
+        CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        WEIGHTS: safetensors.torch.save(tensors, metadata={"format": "pt"}),
+    }
+    if readme is not None:
+        contents["README.md"] = readme.encode()
+    _write(Path(folder), contents)
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace weights and card one by one where the config stays; else exchange the whole folder."""
+    if _holds(folder / CONFIG, contents[CONFIG]):
+        for name, data in contents.items():
+            if not _holds(folder / name, data):
+                write_bytes(folder / name, data)
+        return
+    with new_folder(folder) as staged:
+        if folder.is_dir():
+            shutil.copytree(folder, staged, dirs_exist_ok=True)
+        for name, data in contents.items():
+            write_bytes(staged / name, data)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
+
+
+def target_modules(modules: Mapping[str, object], base: str) -> list[str]:
+    """Return what selects exactly ``modules`` of the base: short kinds (``q_proj``) where that is certain.
+
+    A short kind adapts *every* module of that name, so it is used only where the base's files (a folder, or
+    the hub's cache) show that all of them are among ``modules``. Full names are always right.
+    """
+    known = _base_modules(base)
+    kinds = set()
+    for kind in {module.rpartition(".")[2] for module in modules}:
+        every = {module for module in known if module.rpartition(".")[2] == kind}
+        ours = {module for module in modules if module.rpartition(".")[2] == kind}
+        kinds |= {kind} if every == ours else ours
+    return sorted(kinds)
+
+
+def _padded(module: str, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    inner = A.shape[0]
+    if inner > rank:
+        cause = f"{module} has rank {inner}, which does not fit into an adapter of rank {rank}"
+        raise ExpertError(cause, where=module, fix=f"Export it at rank {rank}, or save at rank {inner}.")
+    if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
+        raise ExpertError(f"{module} has NaN or infinite entries", where=module, fix="It is not saved.")
+    padding = (0, 0, 0, rank - inner)
+    A_full = torch.nn.functional.pad(A.detach().cpu().float(), padding)
+    B_full = torch.nn.functional.pad(B.detach().cpu().float(), padding[2:])
+    return A_full.contiguous(), B_full.contiguous()
+
+
+def _base_modules(base: str) -> set[str]:
+    """Return the base's modules that own a weight, or nothing where its files are not at hand."""
+    index = _base_file(base, "model.safetensors.index.json")
+    if index is not None:
+        keys = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    else:
+        weights = _base_file(base, "model.safetensors")
+        if weights is None:
+            return set()
+        with weights.open("rb") as file:
+            length = int.from_bytes(file.read(_HEADER_LENGTH), "little")
+            keys = json.loads(file.read(length))
+    return {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
+
+
+def _base_file(base: str, name: str) -> Path | None:
+    if Path(base).is_dir():
+        path = Path(base) / name
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(base, name)
+    except HFValidationError:  # a folder that is gone
+        return None
+    return Path(found) if isinstance(found, str) else None

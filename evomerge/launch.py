@@ -1,0 +1,157 @@
+"""Launch a run, resume a run: what the command line does, for Python too."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+
+from evomerge.checkpoint.lock import run_lock
+from evomerge.checkpoint.run import RECIPE, RunFolder, check_unchanged, create, read_manifest
+from evomerge.checkpoint.scoring import Scoring
+from evomerge.engine import Search, Stop, Watch
+from evomerge.errors import FitnessError, RunError
+from evomerge.outputs import final_report, publish_best
+from evomerge.plan import Plan, make_plan
+from evomerge.recipe.build import Setup, build, build_evaluator, resolve
+from evomerge.recipe.load import parse_recipe
+from evomerge.recipe.schema import Recipe
+from evomerge.report.table import FinalTable
+from evomerge.types import Failure, Score, State
+
+
+class Console(Watch, Protocol):
+    """A watch that also hears about the stages around the loop."""
+
+    def stage(self, text: str) -> None:
+        """Take note of what is being done now."""
+        ...
+
+    def plan(self, plan: Plan) -> None:
+        """Take note of what is about to be done, and what it will take."""
+        ...
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its folder, last state, and table on the final split with its reading in words."""
+
+    folder: Path
+    setup: Setup
+    state: State
+    table: FinalTable
+    verdict: str
+
+
+def launch(recipe: Recipe, folder: Path, console: Console) -> Finished:
+    """Start a new run in a folder that holds none yet.
+
+    Raises:
+        Problems: everything that is wrong with the recipe's files, before anything heavy starts.
+        RunError: the folder holds a run, or another process uses it.
+    """
+    console.stage("checking recipe, fitness and experts")
+    setup = build(resolve(recipe), console.stage)
+    with run_lock(folder):
+        create(folder, recipe_text(setup.recipe), manifest(setup))
+        return _run(setup, folder, console)
+
+
+def resume(folder: Path, console: Console, *, allow_changes: bool = False) -> Finished:
+    """Continue a run from its latest snapshot, to the same bytes as if it had never stopped.
+
+    Raises:
+        RunError: there is no run, another process uses it, or what it was started with has changed.
+    """
+    read_manifest(folder)
+    with run_lock(folder):
+        console.stage("checking that nothing has changed")
+        setup = build(read_recipe(folder), console.stage)
+        if not allow_changes:
+            check_unchanged(folder, manifest(setup))
+        return _run(setup, folder, console)
+
+
+def dry_run(recipe: Recipe, console: Console) -> None:
+    """Check everything, load the base, score it once, and tell the plan; nothing is written."""
+    console.stage("checking recipe, fitness and experts")
+    setup = build(resolve(recipe), console.stage)
+    console.stage("loading the base model and scoring it once")
+    evaluator = build_evaluator(setup)
+    start = time.perf_counter()
+    ((_, outcome),) = evaluator.evaluate(torch.zeros(1, setup.space.dimension), setup.fitness, "search")
+    console.plan(make_plan(setup, _scored(outcome), time.perf_counter() - start))
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Return the resolved recipe of a run."""
+    file = folder / RECIPE
+    if not file.is_file():
+        raise RunError(f"there is no run in {folder}", where=str(file), fix="`evomerge ls runs` lists the runs here.")
+    return parse_recipe(file.read_text(encoding="utf-8"), str(file))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe as YAML; reading it gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def manifest(setup: Setup) -> dict[str, Any]:
+    """Return everything that must not change between launch and resume."""
+    return {
+        "recipe": setup.recipe.model_dump(mode="json", exclude={"train"}),
+        "fitness": {task.name: {"file": str(task.source), "digest": task.digest} for task in setup.fitness.tasks},
+        "experts": {adapter.name: adapter.digest for adapter in setup.pool.adapters},
+        "space": setup.space.digest,
+    }
+
+
+def _run(setup: Setup, path: Path, console: Console) -> Finished:
+    run = RunFolder(path, setup.recipe.checkpoint.keep)
+    console.stage("loading the base model")
+    scoring = Scoring(build_evaluator(setup), setup.fitness, run.outcomes, setup.conditions)
+    text = recipe_text(setup.recipe)
+    stop = setup.recipe.stop
+    search = Search(
+        strategy=setup.strategy,
+        experts=setup.experts,
+        space=setup.space,
+        scoring=scoring,
+        stop=Stop(stop.generations, stop.patience, stop.target),
+        key=setup.key,
+        publish=lambda state: publish_best(path / "best", setup, state, text),
+    )
+    _start(setup, run, scoring, console)
+    if (latest := run.latest()) is not None:
+        console.stage(f"continuing after generation {latest.generation}")
+    state = search.run(run, console)
+    console.stage("opening the final split")
+    table, verdict = final_report(setup, run, scoring, state, text, console.tick)
+    return Finished(path, setup, state, table, verdict)
+
+
+def _start(setup: Setup, run: RunFolder, scoring: Scoring, console: Console) -> None:
+    """Score the base, which shows that the fitness works and what an evaluation takes, and tell the plan."""
+    recipe = setup.recipe
+    event = {"event": "start", "run": recipe.name, "seed": recipe.seed, "experts": list(setup.pool.names)}
+    run.ledger.record({**event, "space": setup.space.name, "dimension": setup.space.dimension})
+    (base,) = scoring.score(torch.zeros(1, setup.space.dimension), "search", -1)
+    score = _scored(base.outcome)
+    run.ledger.record({"event": "base", "fitness": score.value, "tasks": dict(score.tasks)}, {"seconds": base.seconds})
+    seconds = next(clock["seconds"] for clock in run.ledger.clocks() if "seconds" in clock)
+    console.plan(make_plan(setup, score, seconds))
+
+
+def _scored(outcome: Score | Failure) -> Score:
+    """Return the base's score; a fitness that fails on the plain base would fail on everybody."""
+    if isinstance(outcome, Failure):
+        raise FitnessError(
+            f"the fitness fails on the base model ({outcome.kind}): {outcome.message}",
+            where="fitness",
+            fix="Mend the fitness file; `evomerge score base --base ... --fitness ...` tries it alone.",
+        )
+    return outcome

@@ -1,0 +1,147 @@
+"""From a recipe to the objects of a run; below this file nobody knows that recipes exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from evomerge.errors import EvomergeError, Problems
+from evomerge.evaluation.fitness import Fitness, build_fitness, load_task
+from evomerge.evaluation.local import LocalEvaluator
+from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
+from evomerge.experts.base import resolve_base
+from evomerge.experts.pool import Pool, load_pool
+from evomerge.keys import Key
+from evomerge.recipe.operators import registry_at
+from evomerge.recipe.schema import GeneticSpec, OperatorSpec, Recipe
+from evomerge.spaces import build_space
+from evomerge.spaces.base import GenomeSpace
+from evomerge.strategies.base import Experts, Strategy
+from evomerge.strategies.genetic import Crossover, Founders, Genetic, Mutation
+from evomerge.types import Segment, digest_json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run needs, built and checked; only the base model is not loaded yet."""
+
+    recipe: Recipe
+    fitness: Fitness
+    pool: Pool
+    space: GenomeSpace
+    experts: Experts
+    strategy: Strategy
+
+    @property
+    def key(self) -> Key:
+        """Return the root of the run's randomness."""
+        return Key(self.recipe.seed)
+
+    @property
+    def conditions(self) -> str:
+        """Return the digest of everything but genome and split that an outcome depends on."""
+        evaluator = self.recipe.evaluator
+        decoding = [evaluator.dtype, evaluator.device, evaluator.batch_tokens, evaluator.time_limit]
+        return digest_json([self.pool.base, self.space.digest, self.fitness.digest, decoding])
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """Return the recipe with paths made absolute and every `auto` decided: what a run remembers."""
+    device = resolve_device(recipe.evaluator.device)
+    evaluator = recipe.evaluator.model_copy(
+        update={"device": device, "dtype": resolve_dtype(recipe.evaluator.dtype, device)}
+    )
+    base = Path(recipe.base).expanduser()
+    return recipe.model_copy(
+        update={
+            "base": str(base.resolve()) if base.is_dir() else recipe.base,
+            "experts": tuple(str(Path(folder).expanduser().resolve()) for folder in recipe.experts),
+            "evaluator": evaluator,
+        }
+    )
+
+
+def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setup:
+    """Build everything but the base model.
+
+    Raises:
+        Problems: everything that is wrong with fitness, experts and base, at once.
+    """
+    problems: list[EvomergeError] = []
+    fitness = _collect(problems, lambda: load_fitness(recipe))
+    if fitness:
+        problems += fitness.check()
+    base = _collect(problems, lambda: str(resolve_base(recipe.base, progress)))
+    pool = _collect(problems, lambda: load_pool(recipe.experts, base))
+    space = _collect(problems, lambda: build_space(recipe.space.name, pool)) if pool else None
+    if problems or fitness is None or pool is None or space is None:
+        raise Problems(problems)
+    genomes = torch.stack([space.encode(adapter) for adapter in pool.adapters])
+    strategy = build_genetic(recipe.strategy, space.segments)
+    return Setup(recipe, fitness, pool, space, Experts(pool.names, genomes), strategy)
+
+
+def load_fitness(recipe: Recipe) -> Fitness:
+    """Load the fitness files of a recipe; all that do not load are reported at once."""
+    problems: list[EvomergeError] = []
+    tasks = [_collect(problems, partial(load_task, spec.file, spec.weight, spec.name)) for spec in recipe.fitness]
+    if problems:
+        raise Problems(problems)
+    return build_fitness(task for task in tasks if task is not None)
+
+
+def load_model(recipe: Recipe, modules: tuple[str, ...] = ()) -> Model:
+    """Load the base model, with a place for an individual at each of ``modules``."""
+    evaluator = recipe.evaluator
+    device = resolve_device(evaluator.device)
+    network, tokenizer = load_base(resolve_base(recipe.base), resolve_dtype(evaluator.dtype, device), device)
+    return Model(network, tokenizer, modules, batch_tokens=evaluator.batch_tokens)
+
+
+def build_evaluator(setup: Setup) -> LocalEvaluator:
+    """Load the base model and return the evaluator on it."""
+    model = load_model(setup.recipe, tuple(setup.space.modules))
+    return LocalEvaluator(model, setup.space, setup.recipe.evaluator.time_limit)
+
+
+def build_genetic(spec: GeneticSpec, segments: tuple[Segment, ...]) -> Genetic:
+    """Return GENOME's strategy with the operators that the recipe names."""
+    crossover = spec.crossover
+    return Genetic(
+        population=spec.population,
+        segments=segments,
+        founders=Founders(spec.founders.source, spec.founders.weights, operator(spec.founders.merge, "merge")),
+        crossover=Crossover(
+            trials=crossover.trials or max(1, spec.population // 2),
+            rate=crossover.rate,
+            parents=crossover.parents,
+            weights=crossover.weights,
+            select=operator(crossover.select, "select"),
+            merge=operator(crossover.merge, "merge"),
+        ),
+        mutation=Mutation(spec.mutation.rate, operator(spec.mutation, "mutation")),
+        survive=operator(spec.survivors, "survivors"),
+    )
+
+
+def operator(spec: OperatorSpec, kind: str) -> Callable[..., Any]:
+    """Return the function that a recipe names, its parameters bound."""
+    return registry_at((kind,))[spec.name].bind(**spec.parameters)
+
+
+def _collect(problems: list[EvomergeError], action: Callable[[], T]) -> T | None:
+    """Run the action; what is wrong goes to the list, so that one pass reports everything."""
+    try:
+        return action()
+    except Problems as error:
+        problems.extend(error.problems)
+    except EvomergeError as error:
+        problems.append(error)
+    return None

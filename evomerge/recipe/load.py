@@ -1,0 +1,163 @@
+"""Read a recipe: YAML to schema, every error at once, each with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from evomerge.errors import Problems, RecipeError, did_you_mean
+from evomerge.recipe.schema import OperatorSpec, Part, Recipe
+
+Place = tuple[str | int, ...]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a YAML file, with ``key.sub=value`` overrides.
+
+    Raises:
+        Problems: everything that is wrong, each with file and line.
+    """
+    return parse_recipe(path.read_text(encoding="utf-8"), str(path), overrides)
+
+
+def parse_recipe(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a YAML text; ``source`` names it in errors."""
+    data, lines = _parse(text, source)
+    for override in overrides:
+        place, value = _override(override)
+        _assign(data, place, value, override)
+        lines[place] = f"--set {override}"
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise Problems(_problem(item, source, lines) for item in error.errors()) from None
+    problems = [problem for place, spec in operators(recipe) for problem in _check(place, spec, source, lines)]
+    if problems:
+        raise Problems(problems)
+    return recipe
+
+
+def operators(recipe: Recipe) -> Iterator[tuple[Place, OperatorSpec]]:
+    """Yield every operator that a recipe names, and its place in the recipe."""
+
+    def walk(value: Any, place: Place) -> Iterator[tuple[Place, OperatorSpec]]:
+        if isinstance(value, OperatorSpec):
+            yield place, value
+        elif isinstance(value, Part):
+            for name in type(value).model_fields:
+                yield from walk(getattr(value, name), (*place, name))
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                yield from walk(item, (*place, index))
+
+    return walk(recipe, ())
+
+
+def _check(place: Place, spec: OperatorSpec, source: str, lines: dict[Place, str]) -> list[RecipeError]:
+    from evomerge.recipe.operators import registry_at
+
+    try:
+        registry_at(place)[spec.name].check(spec.parameters)
+    except Problems as problems:
+        return [
+            RecipeError(p.cause, where=_where((*place, p.where), source, lines), fix=p.fix) for p in problems.problems
+        ]
+    except RecipeError as error:
+        return [RecipeError(error.cause, where=_where((*place, "name"), source, lines), fix=error.fix)]
+    return []
+
+
+def _parse(text: str, source: str) -> tuple[Any, dict[Place, str]]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{source}, line {mark.line + 1}" if mark else source
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError(f"not valid YAML: {problem}", where=line, fix="Mend the indentation or quoting.") from None
+    lines: dict[Place, str] = {}
+    _mark(node, (), source, lines)
+    return data, lines
+
+
+def _mark(node: yaml.Node | None, place: Place, source: str, lines: dict[Place, str]) -> None:
+    """Remember the line of every key and item; refuse a key that stands twice, which YAML would let pass."""
+    if node is None:
+        return
+    lines.setdefault(place, f"{source}, line {node.start_mark.line + 1}")
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*place, str(key.value))
+            if below in lines:
+                here = f"{source}, line {key.start_mark.line + 1}"
+                raise RecipeError(f"key {key.value!r} stands twice", where=here, fix="Keep one of the two.")
+            lines[below] = f"{source}, line {key.start_mark.line + 1}"
+            _mark(value, below, source, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _mark(value, (*place, index), source, lines)
+
+
+def _override(text: str) -> tuple[Place, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise RecipeError(f"--set {text!r} is not key=value", where="--set", fix="E.g. --set strategy.population=12")
+    return tuple(int(part) if part.isdigit() else part for part in key.split(".")), yaml.safe_load(value)
+
+
+def _assign(data: Any, place: Place, value: Any, override: str) -> None:
+    for part in place[:-1]:
+        if isinstance(data, list):
+            data = data[int(part)] if isinstance(part, int) and part < len(data) else None
+        elif isinstance(data, dict):
+            data = data.setdefault(part, {})
+        if not isinstance(data, dict | list):
+            raise RecipeError(
+                f"--set {override!r}: nothing can be set below {part!r}", where="--set", fix="See the recipe."
+            )
+    data[place[-1]] = value
+
+
+def _where(place: Place, source: str, lines: dict[Place, str]) -> str:
+    """Return the line of a place, or of the nearest place above it that stands in the file."""
+    for length in range(len(place), -1, -1):
+        if place[:length] in lines:
+            return f"{lines[place[:length]]}: {'.'.join(str(part) for part in place)}"
+    return source
+
+
+def _problem(item: Any, source: str, lines: dict[Place, str]) -> RecipeError:
+    place: Place = item["loc"]
+    name = ".".join(str(part) for part in place) or "the recipe"
+    where = _where(place, source, lines)
+    if item["type"] == "extra_forbidden":
+        hint = did_you_mean(str(place[-1]), fields_at(place[:-1]))
+        return RecipeError(f"unknown key {place[-1]!r}", where=where, fix=hint)
+    if item["type"] == "missing":
+        return RecipeError(f"{name} is missing", where=where, fix=f"Add `{place[-1]}:`; see `evomerge new`.")
+    message = item["msg"].replace("Input should", "it should").replace("Value error, ", "")
+    return RecipeError(f"{name} = {item['input']!r}: {message}", where=where, fix="Correct the value.")
+
+
+def fields_at(place: Place) -> list[str]:
+    """Return the keys that a recipe may have at a place."""
+    part: Any = Recipe
+    for step in place:
+        if isinstance(step, int) or not hasattr(part, "model_fields"):
+            continue
+        field = part.model_fields.get(step)
+        part = _part_of(field.annotation) if field else part
+    return list(part.model_fields) if hasattr(part, "model_fields") else []
+
+
+def _part_of(annotation: Any) -> Any:
+    """Return the section class inside an annotation like ``tuple[TaskSpec, ...]`` or ``TrainSpec | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Part | OperatorSpec):
+        return annotation
+    inner = (_part_of(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((part for part in inner if part is not None), None)

@@ -1,0 +1,117 @@
+"""Named operators whose keyword arguments *are* the recipe's parameters.
+
+An operator is a plain function. Its keyword-only, annotated arguments are read off the signature, checked at
+every call, from Python as from a recipe; an argument that cannot be checked is an error at import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from evomerge.errors import Problems, RecipeError, did_you_mean
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Operator(Generic[P, R]):
+    """A function, its paper, and the schema of its keyword-only parameters."""
+
+    name: str
+    function: Callable[P, R]
+    paper: str
+    schema: type[BaseModel] = field(repr=False)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Check the parameters' types and ranges, then call the function."""
+        return self.function(*args, **self.check(kwargs))
+
+    def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters, defaults filled in, or raise ``Problems`` that names each bad one."""
+        try:
+            values = self.schema(**parameters)
+        except ValidationError as error:
+            raise Problems(self._problem(item) for item in error.errors()) from None
+        return {name: getattr(values, name) for name in type(values).model_fields}
+
+    def bind(self, **parameters: Any) -> Callable[..., R]:
+        """Return the function with its parameters checked once and fixed."""
+        return partial(self.function, **self.check(parameters))
+
+    @property
+    def documentation(self) -> str:
+        """Return the cleaned docstring of the function."""
+        return inspect.getdoc(self.function) or ""
+
+    def _problem(self, item: Any) -> RecipeError:
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            hint = did_you_mean(name, self.schema.model_fields)
+            return RecipeError(f"{self.name} has no parameter {name!r}", where=name, fix=hint)
+        message = re.sub(r"^Input should", "it should", item["msg"])
+        fix = f"See `evomerge explain {self.name}`."
+        return RecipeError(f"{self.name}.{name} = {item['input']!r}: {message}", where=name, fix=fix)
+
+
+def _schema(function: Callable[..., Any]) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    signature = inspect.signature(function, eval_str=True)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            raise TypeError(f"{function.__qualname__}: an operator declares its parameters one by one")
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if parameter.annotation is inspect.Parameter.empty:
+            raise TypeError(f"{function.__qualname__}: parameter {parameter.name!r} needs an annotation")
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[parameter.name] = (parameter.annotation, default)
+    config = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True)
+    return create_model(function.__name__, __config__=config, **fields)
+
+
+class Registry(Generic[P, R]):
+    """Operators of one kind, by name. Modules that register are imported at first use."""
+
+    def __init__(self, kind: str, modules: Iterable[str]) -> None:
+        self.kind = kind
+        self._modules = tuple(modules)
+        self._operators: dict[str, Operator[P, R]] = {}
+
+    def register(self, name: str, *, paper: str) -> Callable[[Callable[P, R]], Operator[P, R]]:
+        """Register the decorated function under ``name``; ``paper`` says where its formula comes from."""
+
+        def decorate(function: Callable[P, R]) -> Operator[P, R]:
+            if name in self._operators:
+                raise TypeError(f"{self.kind} {name!r} is registered twice")
+            if not (function.__doc__ and "Shapes:" in function.__doc__):
+                raise TypeError(f"{self.kind} {name!r} needs a docstring with a 'Shapes:' line")
+            operator = Operator(name, function, paper, _schema(function))
+            self._operators[name] = operator
+            return operator
+
+        return decorate
+
+    def __getitem__(self, name: str) -> Operator[P, R]:
+        """Return the operator, or raise a ``RecipeError`` that lists the known ones."""
+        self._load()
+        if name not in self._operators:
+            raise RecipeError(f"No {self.kind} {name!r}", where=self.kind, fix=did_you_mean(name, self._operators))
+        return self._operators[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names, sorted."""
+        self._load()
+        return iter(sorted(self._operators))
+
+    def _load(self) -> None:
+        for module in self._modules:
+            importlib.import_module(module)

@@ -1,0 +1,134 @@
+"""The model card of an evolved adapter: what the Hugging Face Hub, and a person, want to know about it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from textwrap import dedent
+from typing import Any
+
+from evomerge.keys import Key
+from evomerge.report.table import FinalTable, markdown_table, verdict
+
+_TAGS = ("evomerge", "lora", "merge", "transformers")
+
+
+def model_card(  # noqa: PLR0913 - the fields of a card, all by name
+    *,
+    base: str,
+    base_model: str | None,
+    name: str,
+    experts: Sequence[tuple[str, str]],
+    recipe_text: str,
+    search_scores: Mapping[str, float],
+    fitness: float,
+    lineage: str,
+    rank: int,
+    residual: float,
+    norm: float,
+    final: FinalTable | None = None,
+    key: Key | None = None,
+) -> str:
+    """Return the README.md of a PEFT adapter: YAML metadata for the Hub, then Markdown.
+
+    Args:
+        base: the base as the recipe names it: a Hub id, a path, ``pypi:...``.
+        base_model: the base's id on the Hub, ``None`` if it has none. One that the Hub would refuse (a path) is
+            left out of the metadata.
+        name: the title.
+        experts: name and digest of each expert of the pool.
+        recipe_text: the resolved recipe.
+        search_scores: score of each task on the search split.
+        fitness: the fitness on the search split, on which the adapter was selected.
+        lineage: one sentence on how the adapter came to be.
+        rank: LoRA rank of the adapter.
+        residual: share of the norm of delta-W that was lost to that rank, in [0, 1].
+        norm: Frobenius norm of delta-W.
+        final: the models on the final split, once it has been opened.
+        key: the randomness of the intervals of ``final``; by default ``Key(0)``.
+    """
+    sections = [
+        _front_matter(base_model),
+        f"# {name}",
+        f"A LoRA adapter (rank {rank}) for `{base_model or base}`, found by evolutionary merging of "
+        f"{len(experts)} expert{'s' * (len(experts) != 1)} with "
+        "[evomerge](https://github.com/evomerge/evomerge); no gradient training was done on the merge. "
+        f"{lineage}",
+        f"‖ΔW‖ is {norm:.4g} (Frobenius norm). {_residual(residual, rank)}",
+        f"## How to use\n\n{_usage(base_model or base)}",
+        f"## Experts\n\n{_experts(experts)}",
+        f"## Scores\n\n{_scores(search_scores, fitness, final, key or Key(0))}",
+        f"## Recipe\n\n{_fenced(recipe_text, 'yaml')}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(base_model: str | None) -> str:
+    from huggingface_hub import ModelCardData
+
+    tags = list(_TAGS)
+    metadata: dict[str, Any] = {}
+    if base_model is not None and _is_hub_id(base_model):
+        tags.append(f"base_model:adapter:{base_model}")
+        metadata = {"base_model": base_model, "base_model_relation": "adapter"}
+    data = ModelCardData(library_name="peft", pipeline_tag="text-generation", tags=sorted(tags), **metadata)
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _residual(residual: float, rank: int) -> str:
+    # Below the rounding of float32 the adapter *is* the evolved model.
+    if residual < 1e-5:
+        return f"Rank {rank} holds the evolved change of the weights exactly (to rounding)."
+    return f"Rank {rank} is an approximation: {100 * residual:.2g} % of that norm is lost to it."
+
+
+def _usage(base: str) -> str:
+    # json.dumps: a Python string literal, whatever the path holds.
+    code = f"""\
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        base = {json.dumps(base)}
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model = PeftModel.from_pretrained(model, ".")  # this folder, or its name on the Hub
+        """
+    return _fenced(dedent(code), "python")
+
+
+def _experts(experts: Sequence[tuple[str, str]]) -> str:
+    rows = [f"| {_cell(name)} | `{digest}` |" for name, digest in experts]
+    return "\n".join(["| expert | digest of its weights |", "| --- | --- |", *rows])
+
+
+def _scores(search_scores: Mapping[str, float], fitness: float, final: FinalTable | None, key: Key) -> str:
+    rows = [f"| {_cell(task)} | {score:.4f} |" for task, score in search_scores.items()]
+    search = "\n".join(["| task | score |", "| --- | ---: |", *rows, f"| **fitness** | **{fitness:.4f}** |"])
+    note = "Search split: the adapter was *selected* on these examples, so these numbers are optimistic."
+    if final is None:
+        return f"{note}\n\n{search}\n\nThe final split has not been scored."
+    opened = "Final split: examples that the search never saw."
+    return f"{opened} {verdict(final, key)}\n\n{markdown_table(final, key)}\n{note}\n\n{search}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _fenced(text: str, language: str) -> str:
+    # A fence longer than any run of backticks inside.
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

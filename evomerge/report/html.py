@@ -1,0 +1,160 @@
+"""One self-contained page about a run: no script, nothing fetched, pictures inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from evomerge.keys import Key
+from evomerge.report.files import write_bytes
+from evomerge.report.plots import final_png, progress_png
+from evomerge.report.statistics import Interval
+from evomerge.report.table import FinalTable, verdict
+
+_DIGEST = 32  # characters of a genome's digest (evomerge.types); a parent that is none is an expert's name
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: 0.2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.verdict { border-left: 4px solid #009E73; padding: 0.6rem 1rem; background: #F3F8F6; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.35rem 0.7rem; text-align: right; border-bottom: 1px solid #E3E3E3; white-space: nowrap; }
+th { border-bottom: 2px solid #999; } .text { text-align: left; }
+td small { display: block; color: #666; font-size: 0.75rem; }
+tr.first td { border-top: 2px solid #CCC; } tr.evolved { background: #E5F3EE; }
+img { max-width: 50rem; width: 100%; height: auto; display: block; margin: 1rem 0; }
+pre { background: #F6F6F6; padding: 1rem; overflow-x: auto; font-size: 0.85rem; }
+.note { color: #555; font-size: 0.9rem; } code { font-size: 0.85rem; }
+"""
+
+
+def write_html(
+    folder: Path,
+    title: str,
+    table: FinalTable,
+    key: Key,
+    generations: Sequence[Mapping[str, Any]],
+    ancestors: Sequence[Mapping[str, Any]],
+    recipe_text: str,
+) -> Path:
+    """Write ``index.html`` into ``folder`` and return its path.
+
+    Args:
+        folder: where the page goes; made if it is not there.
+        title: the name of the run.
+        table: the models on the final split.
+        key: the randomness of the intervals.
+        generations: ``generation`` events of the ledger, in order; may be empty.
+        ancestors: the evolved adapter and those it descends from: ``generation``, ``operator``, ``parents``
+            (digests or names of experts), ``fitness``, ``norm``, ``digest``; may be empty.
+        recipe_text: the resolved recipe.
+
+    Raises:
+        RunError: the page cannot be written.
+    """
+    path = folder / "index.html"
+    name = escape(title)
+    parts = [
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{name}</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>",
+        f'<p class="note">{escape(_summary(table, generations))}</p>',
+        f'<p class="verdict">{escape(verdict(table, key))}</p>',
+        "<h2>Final split</h2>",
+        _final(table, key),
+        _image(final_png(table, key), "Bars: mean score of every model") if table.rows else "",
+        "<h2>Search</h2>\n" + _image(progress_png(generations), "Fitness by generation") if generations else "",
+        "<h2>Lineage of the evolved adapter</h2>\n" + _lineage(ancestors) if ancestors else "",
+        f"<h2>Recipe</h2>\n<pre>{escape(recipe_text)}</pre>\n</body>\n</html>\n",
+    ]
+    write_bytes(path, "\n".join(part for part in parts if part).encode())
+    return path
+
+
+def _summary(table: FinalTable, generations: Sequence[Mapping[str, Any]]) -> str:
+    experts = sum(row.kind == "expert" for row in table.rows)
+    tasks = ", ".join(table.tasks)
+    text = f"An evolutionary merge of {experts} expert{'s' * (experts != 1)} of one base model for {tasks}."
+    if not generations:
+        return text
+    first, last = generations[0], generations[-1]
+    born = last["generation"]
+    return (
+        f"{text} {born} generation{'s' * (born != 1)} after the founders; the best fitness on the search split "
+        f"went from {first['best_fitness']:.3g} to {last['best_fitness']:.3g}. "
+        "The final split was scored once, after the winner was fixed."
+    )
+
+
+def _final(table: FinalTable, key: Key) -> str:
+    best = table.best()
+    lines = [_row("th", [("text", "model"), ("text", "kind"), *_plain([*table.tasks, "mean", "‖ΔW‖"])])]
+    previous = None
+    for row in table.grouped():
+        cells = [("text", escape(row.name)), ("text", row.kind)]
+        for task in table.tasks:
+            bounds = table.task_interval(row, task, key)
+            cells.append(("", _value(table, row.score.tasks[task], bounds, best.get(task))))
+        cells.append(("", _value(table, table.mean(row), table.mean_interval(row, key), best.get(None))))
+        cells.append(("", table.size(row.norm)))
+        kind = f"{'first ' if row.kind != previous else ''}{row.kind}"
+        lines.append(_row("td", cells, kind))
+        previous = row.kind
+    unit = "Scores in %" if table.percent else "Scores"
+    note = (
+        f"{unit}, below each its 95 % interval over the examples; the best of each column is bold. "
+        "‖ΔW‖ is the Frobenius norm of the change to the base's weights."
+    )
+    return f'{_table(lines)}\n<p class="note">{note}</p>'
+
+
+def _lineage(ancestors: Sequence[Mapping[str, Any]]) -> str:
+    heads = [("", "generation"), ("text", "individual"), ("text", "operator"), ("text", "parents")]
+    lines = [_row("th", [*heads, ("", "fitness"), ("", "‖ΔW‖")])]
+    for one in ancestors:
+        parents = ", ".join(_short(parent) for parent in one["parents"]) or "–"
+        cells = [("", escape(str(one["generation"]))), ("text", _short(one["digest"]))]
+        cells += [("text", escape(str(one["operator"]))), ("text", parents)]
+        lines.append(_row("td", [*cells, ("", _size(one["fitness"])), ("", _size(one["norm"]))]))
+    return _table(lines)
+
+
+def _short(name: str) -> str:
+    if len(name) == _DIGEST:
+        return f'<code title="{escape(name)}">{escape(name[:8])}</code>'
+    return escape(name)
+
+
+def _size(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _value(table: FinalTable, value: float, bounds: Interval | None, best: float | None) -> str:
+    number = table.number(value)
+    shown = f"<strong>{number}</strong>" if value == best else number
+    return f"{shown}<small>{table.bounds(bounds)}</small>" if bounds else shown
+
+
+def _plain(texts: Iterable[str]) -> list[tuple[str, str]]:
+    return [("", escape(text)) for text in texts]
+
+
+def _row(tag: str, cells: Iterable[tuple[str, str]], kind: str = "") -> str:
+    """Return a table row of (class, HTML) cells."""
+    inner = "".join(
+        f'<{tag} class="{name}">{text}</{tag}>' if name else f"<{tag}>{text}</{tag}>" for name, text in cells
+    )
+    return f'<tr class="{kind}">{inner}</tr>' if kind else f"<tr>{inner}</tr>"
+
+
+def _table(lines: Sequence[str]) -> str:
+    body = "\n".join(lines[1:])
+    return f'<div class="wide"><table>\n<thead>\n{lines[0]}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _image(png: bytes, text: str) -> str:
+    return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

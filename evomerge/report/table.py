@@ -1,0 +1,246 @@
+"""The final table: who scored what on the final split, with intervals; as text, Markdown, JSON, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from evomerge.errors import RunError
+from evomerge.keys import Key
+from evomerge.report.statistics import (
+    LEVEL,
+    Interval,
+    interval,
+    mean_interval,
+    paired_difference,
+    task_shares,
+    weighted_mean,
+)
+from evomerge.types import Score
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Kind = Literal["base", "expert", "merge", "evolved"]
+KINDS: tuple[Kind, ...] = ("base", "expert", "merge", "evolved")
+_NAME_WIDTH = 22
+_TASK_SPACE = 48  # characters for all tasks together: what name, mean, interval and norm leave of 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on the final split; ``norm`` is the Frobenius norm of its delta-W (0 for the base)."""
+
+    name: str
+    kind: Kind
+    score: Score
+    norm: float
+
+
+@dataclass(frozen=True)
+class FinalTable:
+    """The rows of the final report, all scored on the same tasks and examples.
+
+    Attributes:
+        rows: the models. With several evolved ones, the first is the winner (fixed before the final split).
+        tasks: the tasks in the order of the columns.
+        weights: weight of each task in the mean; empty for equal weights.
+
+    Raises:
+        RunError: a row lacks a task or has a norm that is not finite, or a task lacks a weight.
+    """
+
+    rows: tuple[Row, ...]
+    tasks: tuple[str, ...]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        task_shares(self.tasks, self.weights or None)
+        for row in self.rows:
+            missing = [task for task in self.tasks if task not in row.score.tasks]
+            if missing:
+                cause = f"{row.name} has no score on {', '.join(missing)}"
+                raise RunError(cause, where="final table", fix="Score every row on every task of the run.")
+            if not math.isfinite(row.norm):
+                cause = f"{row.name} has a delta-W of norm {row.norm}"
+                raise RunError(cause, where="final table", fix="Leave out rows whose weights are not finite.")
+
+    @cached_property
+    def percent(self) -> bool:
+        """Return whether all scores lie in [0, 1], so that they are shown in %."""
+        return all(0 <= row.score.tasks[task] <= 1 for row in self.rows for task in self.tasks)
+
+    def mean(self, row: Row) -> float:
+        """Return the weighted mean of a row over the tasks of the table."""
+        return weighted_mean({task: row.score.tasks[task] for task in self.tasks}, self.weights or None)
+
+    def mean_interval(self, row: Row, key: Key) -> Interval | None:
+        """Return the 95 % interval of ``mean``, or ``None`` if a task has a total only."""
+        examples = {task: row.score.examples.get(task, ()) for task in self.tasks}
+        return mean_interval(examples, self.weights or None, key.at("mean", row.name))
+
+    def task_interval(self, row: Row, task: str, key: Key) -> Interval | None:
+        """Return the 95 % interval of a row's score on a task, or ``None`` if it has a total only."""
+        return interval(row.score.examples.get(task, ()), key.at("task", row.name, task))
+
+    def grouped(self) -> list[Row]:
+        """Return the rows by kind (base, experts, merges, evolved), otherwise in their order."""
+        return sorted(self.rows, key=lambda row: KINDS.index(row.kind))
+
+    def best(self) -> dict[str | None, float]:
+        """Return the highest value of each task, and of the mean under ``None``; only where rows differ."""
+        columns: dict[str | None, list[float]] = {
+            task: [row.score.tasks[task] for row in self.rows] for task in self.tasks
+        }
+        columns[None] = [self.mean(row) for row in self.rows]
+        return {name: max(values) for name, values in columns.items() if len(set(values)) > 1}
+
+    def number(self, value: float) -> str:
+        """Return a score as text: in % with one decimal, or with three if scores are no shares."""
+        return f"{100 * value:.1f}" if self.percent else f"{value:.3f}"
+
+    def size(self, norm: float) -> str:
+        """Return a norm as text, with as many decimals as give the largest norm three digits."""
+        largest = max((row.norm for row in self.rows), default=0.0)
+        decimals = 2 - math.floor(math.log10(largest)) if largest > 0 else 2
+        return f"{norm:.{max(0, decimals)}f}"
+
+    def bounds(self, values: Interval | None) -> str:
+        """Return an interval as text, "–" if there is none."""
+        return f"{self.number(values[0])} to {self.number(values[1])}" if values else "–"
+
+
+def text_table(table: FinalTable, key: Key) -> Table:
+    """Return the table for a terminal, 100 columns wide at six tasks; intervals for the mean only."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    unit = "%" if table.percent else "score"
+    headers = short_names(table.tasks, max(6, min(14, _TASK_SPACE // max(1, len(table.tasks)) - 2)))
+    # Full names below, for whoever cannot guess them from the short ones.
+    caption = None if headers == list(table.tasks) else f"tasks: {', '.join(table.tasks)}"
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
+    shown.add_column(f"final split, {unit}", max_width=_NAME_WIDTH, overflow="fold")
+    for header in [*headers, "mean", "95 % interval", "‖ΔW‖"]:
+        shown.add_column(Text(header), justify="right", no_wrap=True)
+    best, rows = table.best(), table.grouped()
+    for index, row in enumerate(rows):
+        values: dict[str | None, float] = {task: row.score.tasks[task] for task in table.tasks}
+        values[None] = table.mean(row)
+        cells = [Text(row.name)]
+        for task, value in values.items():
+            cells.append(Text(table.number(value), style="bold" if value == best.get(task) else ""))
+        cells += [Text(table.bounds(table.mean_interval(row, key))), Text(table.size(row.norm))]
+        last_of_kind = index + 1 < len(rows) and rows[index + 1].kind != row.kind
+        shown.add_row(*cells, style="green" if row.kind == "evolved" else "", end_section=last_of_kind)
+    return shown
+
+
+def markdown_table(table: FinalTable, key: Key) -> str:
+    """Return the table in Markdown, every value with its 95 % interval in brackets, best values in bold."""
+    lines = [
+        "| " + " | ".join(["model", "kind", *map(_escape, table.tasks), "mean", "‖ΔW‖"]) + " |",
+        "|" + " --- | --- |" + " ---: |" * (len(table.tasks) + 2),
+    ]
+    best = table.best()
+    for row in table.grouped():
+        cells = [_escape(row.name), row.kind]
+        for task in table.tasks:
+            bounds = table.task_interval(row, task, key)
+            cells.append(_cell(table, row.score.tasks[task], bounds, best.get(task)))
+        cells.append(_cell(table, table.mean(row), table.mean_interval(row, key), best.get(None)))
+        lines.append("| " + " | ".join([*cells, table.size(row.norm)]) + " |")
+    note = "Scores in %. " if table.percent else ""
+    lines += ["", f"{note}In brackets: 95 % intervals over the examples. ‖ΔW‖: Frobenius norm of the change."]
+    return "\n".join(lines) + "\n"
+
+
+def table_json(table: FinalTable, key: Key) -> dict[str, Any]:
+    """Return the table as plain JSON values, in the units of the scores (shares, not %)."""
+    rows = []
+    for row in table.grouped():
+        tasks = {}
+        for task in table.tasks:
+            bounds = table.task_interval(row, task, key)
+            tasks[task] = _entry(row.score.tasks[task], bounds) | {"examples": len(row.score.examples.get(task, ()))}
+        mean = _entry(table.mean(row), table.mean_interval(row, key))
+        entry = {"name": row.name, "kind": row.kind, "mean": mean, "tasks": tasks, "norm": float(row.norm)}
+        rows.append(entry)
+    shares = task_shares(table.tasks, table.weights or None)
+    return {
+        "split": "final",
+        "level": LEVEL,
+        "weights": {task: shares[task] for task in table.tasks},
+        "rows": rows,
+        "verdict": verdict(table, key),
+    }
+
+
+def verdict(table: FinalTable, key: Key) -> str:
+    """Return one or two sentences: the evolved model against the best expert and the best uniform merge.
+
+    The two opponents are picked by their mean on the final split itself, which can only favour them.
+    """
+    evolved = next((row for row in table.rows if row.kind == "evolved"), None)
+    if evolved is None:
+        return "There is no evolved model to compare."
+    opponents: list[tuple[Kind, str]] = [
+        ("expert", "the best single expert"),
+        ("merge", "the best uniform merge"),
+    ]
+    sentences: list[str] = []
+    for kind, title in opponents:
+        rows = [row for row in table.rows if row.kind == kind]
+        if rows:
+            subject = "It" if sentences else "The evolved model"
+            sentences.append(subject + _compare(table, evolved, max(rows, key=table.mean), title, key))
+    return " ".join(sentences) or "There is neither an expert nor a merge to compare the evolved model with."
+
+
+def short_names(names: Sequence[str], width: int) -> list[str]:
+    """Return the names cut to ``width`` characters with an ellipsis; cut names that collide are numbered."""
+    cut = [name if len(name) <= width else name[: width - 1] + "…" for name in names]
+    return [
+        short if cut.count(short) == 1 else f"{name[: width - 1 - len(str(index))]}…{index}"
+        for index, (name, short) in enumerate(zip(names, cut, strict=True), start=1)
+    ]
+
+
+def _compare(table: FinalTable, evolved: Row, other: Row, title: str, key: Key) -> str:
+    examples = [{task: row.score.examples.get(task, ()) for task in table.tasks} for row in (evolved, other)]
+    pair = [Score(0.0, examples=by_task) for by_task in examples]
+    found = paired_difference(pair[0], pair[1], key.at("verdict", other.name), table.weights or None)
+    gap = found[0] if found else table.mean(evolved) - table.mean(other)
+    unit = " points" if table.percent else ""
+    size = f"{table.number(abs(gap))}{unit}"
+    where = "above" if gap > 0 else "below"
+    opponent = f"{title} ({other.name})"
+    if not found:
+        return f" is {size} {where} {opponent}; without per-example scores there is no interval."
+    low, high = (f"{'+' if bound > 0 else ''}{table.number(bound)}" for bound in found[1:])
+    if found[1] <= 0 <= found[2]:
+        position = f"{size} {where}" if gap else "level with"
+        return (
+            f" is {position} {opponent}, but the 95 % interval from {low} to {high} includes 0: "
+            "these examples do not show a difference."
+        )
+    verb = "beats" if gap > 0 else "falls short of"
+    return f" {verb} {opponent} by {size} (95 % interval {low} to {high})."
+
+
+def _entry(value: float, bounds: Interval | None) -> dict[str, Any]:
+    return {"value": float(value), "interval": list(bounds) if bounds else None}
+
+
+def _cell(table: FinalTable, value: float, bounds: Interval | None, best: float | None) -> str:
+    number = table.number(value)
+    shown = f"**{number}**" if value == best else number
+    return f"{shown} ({table.bounds(bounds)})" if bounds else shown
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,1 @@
+"""Selection: pure functions from fitness values to indices, with DEAP's operators underneath."""

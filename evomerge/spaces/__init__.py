@@ -1,0 +1,30 @@
+"""Genome spaces: how an expert becomes a vector, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from evomerge.errors import RecipeError, did_you_mean
+from evomerge.experts.pool import Pool
+from evomerge.spaces.base import Exported, GenomeSpace
+from evomerge.spaces.factors import FactorSpace
+from evomerge.spaces.subspace import Subspace
+
+__all__ = ["SPACES", "Exported", "FactorSpace", "GenomeSpace", "Subspace", "build_space"]
+
+SPACES: Mapping[str, Callable[[Pool], GenomeSpace]] = {
+    "factors": FactorSpace.of,
+    "subspace": Subspace.of,
+}
+
+
+def build_space(name: str, pool: Pool) -> GenomeSpace:
+    """Return the space called ``name`` of a pool.
+
+    Raises:
+        RecipeError: there is no such space.
+        ExpertError: the pool does not fit it.
+    """
+    if name not in SPACES:
+        raise RecipeError(f"No space {name!r}", where="space", fix=did_you_mean(name, SPACES))
+    return SPACES[name](pool)

@@ -1,0 +1,1 @@
+"""Strategies: how a population moves. Each is one file, a pure ask/tell over a frozen state."""

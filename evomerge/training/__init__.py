@@ -1,0 +1,1 @@
+"""Train LoRA experts: the only place where gradients flow."""

@@ -1,0 +1,125 @@
+"""Train one LoRA expert with PEFT: loss on answer tokens only, AdamW, cosine schedule after a short warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from evomerge.keys import Key
+
+Pair = tuple[str, str]
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """How an expert is trained; the fields are those of a recipe's ``train.experts`` entry."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = False
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
+    steps: int = 48
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+
+
+def attach_lora(network: Any, spec: LoraSpec, key: Key) -> Any:
+    """Return the network with a fresh LoRA adapter: A drawn from ``key``, B zero, float32."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        use_rslora=spec.rslora,
+        target_modules=list(spec.target_modules),
+    )
+    # On CPUs the backward pass of fused attention in bfloat16 costs more than the whole rest of the step.
+    network.set_attn_implementation("eager")
+    with key.at("init").global_torch():
+        return get_peft_model(network, config)
+
+
+def train_lora(
+    peft_model: Any, tokenizer: Any, pairs: Sequence[Pair], spec: LoraSpec, key: Key, progress: Progress
+) -> float:
+    """Train the adapter in place of ``peft_model`` on (prompt, answer) pairs; return the last step's loss.
+
+    Args:
+        peft_model: what ``attach_lora`` returned.
+        tokenizer: with pad and end tokens.
+        pairs: prompts and the answers that should follow; an end token is appended to each answer.
+        spec: schedule and batch size.
+        key: decides the order of the examples.
+        progress: called after each step with (steps done, steps in all, loss).
+    """
+    weights = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=spec.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, spec.steps, spec.warmup))
+    rows = [encode(tokenizer, prompt, answer) for prompt, answer in pairs]
+    peft_model.train()
+    loss = torch.tensor(math.nan)
+    for step, batch in enumerate(epochs(len(rows), spec.batch_size, spec.steps, key.at("order"))):
+        loss = answer_loss(peft_model, [rows[i] for i in batch], tokenizer.pad_token_id)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        progress(step + 1, spec.steps, loss.item())
+    peft_model.eval()
+    return loss.item()
+
+
+def cosine(step: int, steps: int, warmup: float) -> float:
+    """Return the factor of the learning rate: linear warm-up, then half a cosine to zero."""
+    rising = max(1, round(steps * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def epochs(size: int, batch_size: int, steps: int, key: Key) -> Iterator[list[int]]:
+    """Yield ``steps`` batches of indices; every epoch is a new permutation, no example is left out."""
+    pending: list[int] = []
+    epoch = 0
+    for _ in range(steps):
+        while len(pending) < min(batch_size, size):
+            pending += key.at(epoch).numpy().permutation(size).tolist()
+            epoch += 1
+        yield pending[:batch_size]
+        pending = pending[batch_size:]
+
+
+def encode(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Return the token ids of the prompt, and those of the answer with an end token."""
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    target: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return ids, [*target, tokenizer.eos_token_id]
+
+
+def answer_loss(network: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> torch.Tensor:
+    """Return the mean cross-entropy (nats) of the answer tokens of a batch of (prompt, answer) rows."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+    width = max(len(answer) for _, answer in rows)
+    blanks = [longest - len(prompt) - len(answer) for prompt, answer in rows]
+    ids = torch.tensor([[pad] * n + p + a for n, (p, a) in zip(blanks, rows, strict=True)])
+    mask = torch.tensor([[0] * n + [1] * (longest - n) for n in blanks])
+    labels = torch.tensor([[-100] * (width - len(answer)) + answer for _, answer in rows])
+    # Rows end together, so the answers' logits are the last ones; a tensor makes the network gather them.
+    kept = torch.arange(longest - width - 1, longest - 1)
+    device = network.device
+    logits = network(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(device),
+        use_cache=False,
+        logits_to_keep=kept.to(device),
+    ).logits
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten().to(device), ignore_index=-100)

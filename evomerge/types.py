@@ -1,0 +1,154 @@
+"""The frozen values that travel between the stages: genomes, origins, outcomes, individuals, states."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+Split = Literal["train", "search", "final"]
+SPLITS: tuple[Split, ...] = ("train", "search", "final")
+
+
+def digest_bytes(*parts: bytes) -> str:
+    """Return the sha256 (hex, 32 characters) of the parts, each prefixed by its length."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "little"))
+        hasher.update(part)
+    return hasher.hexdigest()[:32]
+
+
+def digest_json(value: Any) -> str:
+    """Return the digest of a JSON-able value; the order of mapping keys does not matter."""
+    return digest_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode())
+
+
+def digest_tensor(tensor: torch.Tensor) -> str:
+    """Return the digest of a tensor's dtype, shape and bytes: the identity of a genome."""
+    flat = tensor.detach().contiguous().cpu()
+    header = f"{flat.dtype}{tuple(flat.shape)}".encode()
+    return digest_bytes(header, flat.view(torch.uint8).numpy().tobytes())
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One tensor's slice of a genome: ``genome[start:stop]`` reshaped to ``shape``."""
+
+    name: str
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """Return the index after the segment's last entry."""
+        return self.start + math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A fitness that could be measured. Higher is better, everywhere.
+
+    ``examples`` holds the per-example scores of each task (empty for a task that has only a total).
+    """
+
+    value: float
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    examples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = [self.value, *self.tasks.values(), *(x for row in self.examples.values() for x in row)]
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError("A Score holds finite numbers only; what cannot be scored is a Failure.")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A fitness that could not be measured, and why. It is never given a number."""
+
+    kind: Literal["exception", "not_finite", "wrong_type", "time_limit"]
+    message: str
+
+
+Outcome = Score | Failure
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a genome came to be: the operator, its parents' digests, and the numbers that it used."""
+
+    operator: str
+    parents: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Births:
+    """Genomes to be scored: a stack ``[n, d]`` and one origin for each row."""
+
+    genomes: torch.Tensor
+    origins: tuple[Origin, ...]
+
+    def __post_init__(self) -> None:
+        if self.genomes.ndim != 2 or len(self.origins) != self.genomes.shape[0]:
+            raise ValueError(f"{len(self.origins)} origins for genomes of shape {tuple(self.genomes.shape)}")
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Return the digest of every row."""
+        return tuple(digest_tensor(row) for row in self.genomes)
+
+
+@dataclass(frozen=True)
+class Individual:
+    """A scored member of a population; its genome is a row of the state's stack."""
+
+    digest: str
+    score: Score
+    origin: Origin
+    born: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a strategy remembers between generations: plain data and named tensors, nothing else.
+
+    Attributes:
+        generation: 0 after the founders were scored; -1 before.
+        members: the living, in the order of the rows of ``tensors["population"]``.
+        best: the best individual ever seen; its genome is the one row of ``tensors["best"]``.
+        stalled: generations since ``best`` last changed.
+        tensors: named stacks ``[*, d]``; a strategy may add its own (velocities, personal bests).
+        extra: further plain data of the strategy, as JSON.
+    """
+
+    generation: int
+    members: tuple[Individual, ...]
+    best: Individual | None
+    stalled: int
+    tensors: Mapping[str, torch.Tensor]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def population(self) -> torch.Tensor:
+        """Return the genomes of the living, ``[n, d]``."""
+        return self.tensors["population"]
+
+    @property
+    def digest(self) -> str:
+        """Return the digest of the whole state: equal digests mean equal runs so far."""
+        return digest_json(
+            {
+                "generation": self.generation,
+                "members": [(m.digest, m.score.value, m.born) for m in self.members],
+                "best": self.best.digest if self.best else None,
+                "stalled": self.stalled,
+                "tensors": {name: digest_tensor(tensor) for name, tensor in sorted(self.tensors.items())},
+                "extra": dict(self.extra),
+            }
+        )

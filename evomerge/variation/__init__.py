@@ -1,0 +1,1 @@
+"""Variation: pure functions from stacks of genomes to new genomes; no model, no disk."""

@@ -1,0 +1,28 @@
+"""Merge methods: ``merge(stack, weights, segments, key, **parameters) -> genome``.
+
+Shapes: stack ``[n, d]`` (one parent a row), weights ``[n]``, result ``[d]`` in float32 whatever the stack's
+dtype. ``segments`` says which slice of a row is which tensor. No argument is changed.
+
+The same three rules hold for every method:
+
+- Where a weighted *average* is taken, the weights are divided by their sum; weights that cancel (a sum below
+  1e-6 of the sum of their magnitudes, all zeros included) have no average; then all parents count equally.
+- A negative weight pushes away from its parent. Weights are not fitness values: with a fitness that can be
+  negative, the caller maps it to weights first.
+- The result does not depend on the order of the parents, beyond the rounding of a float32 sum.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from evomerge.registry import Registry
+
+MERGES: Registry[..., Tensor] = Registry(
+    "merge method",
+    (
+        "evomerge.variation.merge.dare",
+        "evomerge.variation.merge.linear",
+        "evomerge.variation.merge.ties",
+    ),
+)

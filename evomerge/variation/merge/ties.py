@@ -1,0 +1,48 @@
+"""TIES: trim, elect sign, and merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from evomerge.keys import Key
+from evomerge.types import Segment
+from evomerge.variation.merge import MERGES
+from evomerge.variation.merge.consensus import Compat, consensus
+from evomerge.variation.merge.linear import Scale
+from evomerge.variation.merge.sparsify import Density, Scope, trim
+from evomerge.variation.merge.weights import checked
+
+
+@MERGES.register("ties", paper="Yadav et al. 2023, TIES-Merging (arXiv:2306.01708), Algorithm 1")
+def ties(
+    stack: Tensor,
+    weights: Tensor,
+    segments: Sequence[Segment],
+    key: Key,  # noqa: ARG001
+    *,
+    density: Density = 0.2,
+    scope: Scope = "tensor",
+    compat: Compat = "paper",
+    lam: Scale = 1.0,
+) -> Tensor:
+    """Trim every parent to its largest entries, elect a sign for each entry, and average those who agree.
+
+    ``density`` and ``lam`` default to the paper's advice where there is nothing to tune them on. On
+    `subspace` genomes the entries are those of the cores, not of the delta-weights.
+
+    Differs from the paper: parents have weights (see ``consensus`` for the divisor; equal weights give the
+    paper's mean); the default scope trims each tensor by itself, where the authors' code trims the whole
+    vector (``scope: global``); every tensor keeps at least one entry; entries that tie with the threshold are
+    kept. ``compat: peft`` divides by the number of those who agree and may trim a small tensor to nothing; it
+    equals ``peft.utils.merge_utils.ties`` on each tensor wherever no magnitudes tie.
+
+    Shapes: stack ``[n, d]``, weights ``[n]`` -> ``[d]``, float32.
+
+    Raises:
+        RunError: the shapes or segments do not fit, or a weight is not finite.
+    """
+    parents, exact = checked(stack, weights)
+    trimmed = trim(parents, segments, density, scope, least=1 if compat == "paper" else 0)
+    return lam * consensus(trimmed, trimmed, exact, compat)

