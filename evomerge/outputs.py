@@ -47,13 +47,14 @@ def write_adapter(
         base_model=hub_name(setup.recipe.base),
         experts=[(adapter.name, adapter.digest) for adapter in setup.pool.adapters],
         recipe_text=recipe_text,
-        scores=dict(individual.score.tasks),
+        search_scores=dict(individual.score.tasks),
         fitness=individual.score.value,
-        origin=f"{individual.origin.operator} in generation {individual.born} (individual {individual.digest})",
+        lineage=f"{individual.origin.operator} in generation {individual.born} (individual {individual.digest})",
         rank=rank,
         residual=exported.residual,
         norm=setup.space.norm(genome),
         final=final,
+        key=setup.key.at("report"),
     )
     save_adapter(folder, exported.factors, base=setup.pool.base, rank=rank, readme=card)
 
@@ -72,8 +73,8 @@ def final_report(
     reading = verdict(table, key)
     events = run.ledger.events()
     generations = [event for event in events if event["event"] == "generation"]
-    write_json(folder / "final.json", {**table_json(table, key), "verdict": reading})
-    write_text(folder / "table.md", f"{markdown_table(table, key)}\n\n{reading}\n")
+    write_json(folder / "final.json", table_json(table, key))
+    write_text(folder / "table.md", f"{markdown_table(table, key)}\n{reading}\n")
     progress_plot(folder / "progress.png", generations)
     final_plot(folder / "final.png", table, key)
     write_html(folder, setup.recipe.name, table, key, generations, ancestors(events, state), recipe_text)

@@ -15,6 +15,7 @@ from typing import Any
 from evomerge.errors import EvomergeError, FitnessError
 from evomerge.evaluation.data import Data
 from evomerge.evaluation.model import Model
+from evomerge.evaluation.scorers import Generation
 from evomerge.shipped import find
 from evomerge.types import Outcome, Score, Split, digest_bytes, digest_json
 
@@ -67,8 +68,10 @@ class Fitness:
         values: dict[str, float] = {}
         examples: dict[str, tuple[float, ...]] = {}
         total = 0.0
+        results = self._generated(model, split)
         for task in self.tasks:
-            parts = named_scores(task.name, task.function(model, split))
+            result = results[task.name] if task.name in results else task.function(model, split)
+            parts = named_scores(task.name, result)
             for name, scores in parts.items():
                 values[name] = sum(scores) / len(scores)
                 examples[name] = tuple(scores)
@@ -77,6 +80,19 @@ class Fitness:
         if not all(_finite(number) for number in (value, *values.values())):
             raise FloatingPointError(f"the fitness is not a finite number: {values}")
         return Score(value, values, examples)
+
+    def _generated(self, model: Model, split: Split) -> dict[str, list[float]]:
+        """Score the tasks that generate, all their prompts together: a step of decoding costs as much for few rows."""
+        scorers = {task.name: task.function for task in self.tasks if isinstance(task.function, Generation)}
+        results: dict[str, list[float]] = {}
+        for stop in sorted({scorer.stop for scorer in scorers.values()}):
+            asked = {name: scorer.prompts(split) for name, scorer in scorers.items() if scorer.stop == stop}
+            limits = [scorers[name].max_new_tokens for name, prompts in asked.items() for _ in prompts]
+            prompts = [prompt for prompts in asked.values() for prompt in prompts]
+            texts = iter(model.generate(prompts, max_new_tokens=limits, stop=stop))
+            for name, own in asked.items():
+                results[name] = scorers[name].grade([next(texts) for _ in own], split)
+        return results
 
     def shares(self, names: Iterable[str]) -> dict[str, float]:
         """Return the weight of each reported task; a task that reports several parts divides its weight."""

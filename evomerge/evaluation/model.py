@@ -88,21 +88,24 @@ class Model:
         return self._tokens[text]
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 16, stop: Sequence[str] = ()) -> list[str]:
+    def generate(
+        self, prompts: Sequence[str], *, max_new_tokens: int | Sequence[int] = 16, stop: Sequence[str] = ()
+    ) -> list[str]:
         """Continue each prompt greedily.
 
         Args:
             prompts: texts to continue; none may be empty.
-            max_new_tokens: the most tokens to add.
+            max_new_tokens: the most tokens to add, for all prompts or for each.
             stop: strings that end a continuation; the text before the first of them is returned.
 
         Returns:
             The continuations, without the prompt and without end tokens, in the order of the prompts.
         """
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         tokens = [self.tokenize(prompt) for prompt in prompts]
         texts = [""] * len(prompts)
-        for batch in self._batches([len(row) + max_new_tokens for row in tokens]):
-            rows = self._continue([tokens[i] for i in batch], max_new_tokens, stop)
+        for batch in self._batches([len(row) + limit for row, limit in zip(tokens, limits, strict=True)]):
+            rows = self._continue([tokens[i] for i in batch], [limits[i] for i in batch], stop)
             for index, row in zip(batch, rows, strict=True):
                 texts[index] = row
         return texts
@@ -138,7 +141,7 @@ class Model:
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         return ids.to(self.network.device), mask.to(self.network.device)
 
-    def _continue(self, rows: Sequence[Tokens], limit: int, stop: Sequence[str]) -> list[str]:
+    def _continue(self, rows: Sequence[Tokens], limits: Sequence[int], stop: Sequence[str]) -> list[str]:
         """Decode one batch greedily with a key-value cache; finished rows leave the batch."""
         from transformers import DynamicCache
 
@@ -147,7 +150,7 @@ class Model:
         cache = DynamicCache(config=self.network.config)
         added: list[Tokens] = [[] for _ in rows]
         alive = list(range(len(rows)))
-        for _ in range(limit):
+        for _ in range(max(limits)):
             # A tensor of positions, not an int: it makes the network gather, not slice. On CPUs a bfloat16
             # product of a sliced 3-d tensor leaves the fast path (measured: 230 times slower).
             last = torch.tensor([ids.shape[1] - 1], device=ids.device)
@@ -160,7 +163,7 @@ class Model:
                 logits_to_keep=last,
             ).logits[:, -1]
             chosen = logits.argmax(-1)
-            going = self._append(alive, chosen.tolist(), added, stop)
+            going = self._append(alive, chosen.tolist(), added, limits, stop)
             if not going:
                 break
             if len(going) < len(alive):
@@ -173,7 +176,14 @@ class Model:
             positions = positions[:, -1:] + 1
         return [_cut(self.tokenizer.decode(row), stop) for row in added]
 
-    def _append(self, alive: list[int], chosen: list[int], added: list[Tokens], stop: Sequence[str]) -> list[int]:
+    def _append(
+        self,
+        alive: Sequence[int],
+        chosen: Sequence[int],
+        added: list[Tokens],
+        limits: Sequence[int],
+        stop: Sequence[str],
+    ) -> list[int]:
         """Add the chosen tokens; return the places in the batch of the rows that go on."""
         going = []
         for place, (row, token) in enumerate(zip(alive, chosen, strict=True)):
@@ -181,7 +191,7 @@ class Model:
                 continue
             added[row].append(token)
             text = self.tokenizer.decode(added[row]) if stop else ""
-            if not any(mark in text for mark in stop):
+            if len(added[row]) < limits[row] and not any(mark in text for mark in stop):
                 going.append(place)
         return going
 

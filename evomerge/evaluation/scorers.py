@@ -50,13 +50,19 @@ class Generation:
 
     def __call__(self, model: Model, split: Split) -> list[float]:
         """Return one score an example."""
-        prompts = [prompt for prompt, _ in self.pairs(split)]
-        texts = model.generate(prompts, max_new_tokens=self.max_new_tokens, stop=self.stop)
+        texts = model.generate(self.prompts(split), max_new_tokens=self.max_new_tokens, stop=self.stop)
+        return self.grade(texts, split)
+
+    def prompts(self, split: Split) -> list[str]:
+        """Return the prompt of every row."""
+        return [render(self.prompt, row) for row in self.data.rows(split)]
+
+    def grade(self, texts: Sequence[str], split: Split) -> list[float]:
+        """Return one score for each generated text, in the order of the rows."""
         answers = [self.parse(text) for text in texts]
-        references = [reference for _, reference in self.pairs(split)]
         return [
-            0.0 if answer is None else self.match(answer, reference)
-            for answer, reference in zip(answers, references, strict=True)
+            0.0 if answer is None else self.match(answer, render(self.answer, row))
+            for answer, row in zip(answers, self.data.rows(split), strict=True)
         ]
 
     def pairs(self, split: Split) -> list[tuple[str, str]]:

@@ -34,14 +34,14 @@ def model_card(  # noqa: PLR0913 - the fields of a card, all by name
 
     Args:
         base: the base as the recipe names it: a Hub id, a path, ``pypi:...``.
-        base_model: the base's id on the Hub, ``None`` if it has none. One that the Hub would refuse (a path) is
+        base_model: the base's id on the Hub, ``None`` if it has none. What the Hub would refuse (a path) is
             left out of the metadata.
         name: the title.
         experts: name and digest of each expert of the pool.
         recipe_text: the resolved recipe.
         search_scores: score of each task on the search split.
         fitness: the fitness on the search split, on which the adapter was selected.
-        lineage: one sentence on how the adapter came to be.
+        lineage: how the adapter came to be: operator, generation, digest.
         rank: LoRA rank of the adapter.
         residual: share of the norm of delta-W that was lost to that rank, in [0, 1].
         norm: Frobenius norm of delta-W.
@@ -54,7 +54,7 @@ def model_card(  # noqa: PLR0913 - the fields of a card, all by name
         f"A LoRA adapter (rank {rank}) for `{base_model or base}`, found by evolutionary merging of "
         f"{len(experts)} expert{'s' * (len(experts) != 1)} with "
         "[evomerge](https://github.com/evomerge/evomerge); no gradient training was done on the merge. "
-        f"{lineage}",
+        f"Origin: {lineage.removesuffix('.')}.",
         f"‖ΔW‖ is {norm:.4g} (Frobenius norm). {_residual(residual, rank)}",
         f"## How to use\n\n{_usage(base_model or base)}",
         f"## Experts\n\n{_experts(experts)}",

@@ -8,16 +8,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from evomerge.files import write_text
 from evomerge.keys import Key
-from evomerge.report.files import write_bytes
 from evomerge.report.plots import final_png, progress_png
 from evomerge.report.statistics import Interval
 from evomerge.report.table import FinalTable, verdict
 
 _DIGEST = 32  # characters of a genome's digest (evomerge.types); a parent that is none is an expert's name
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem;
+  margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: 0.2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .verdict { border-left: 4px solid #009E73; padding: 0.6rem 1rem; background: #F3F8F6; }
 .wide { overflow-x: auto; }
@@ -49,8 +49,9 @@ def write_html(
         table: the models on the final split.
         key: the randomness of the intervals.
         generations: ``generation`` events of the ledger, in order; may be empty.
-        ancestors: the evolved adapter and those it descends from: ``generation``, ``operator``, ``parents``
-            (digests or names of experts), ``fitness``, ``norm``, ``digest``; may be empty.
+        ancestors: ``birth`` events of the evolved adapter and of those it descends from: ``generation``,
+            ``individual`` (digest), ``operator``, ``parents`` (digests or names of experts), ``norm``,
+            ``fitness`` (absent if it could not be scored); may be empty.
         recipe_text: the resolved recipe.
 
     Raises:
@@ -71,7 +72,7 @@ def write_html(
         "<h2>Lineage of the evolved adapter</h2>\n" + _lineage(ancestors) if ancestors else "",
         f"<h2>Recipe</h2>\n<pre>{escape(recipe_text)}</pre>\n</body>\n</html>\n",
     ]
-    write_bytes(path, "\n".join(part for part in parts if part).encode())
+    write_text(path, "\n".join(part for part in parts if part))
     return path
 
 
@@ -84,8 +85,8 @@ def _summary(table: FinalTable, generations: Sequence[Mapping[str, Any]]) -> str
     first, last = generations[0], generations[-1]
     born = last["generation"]
     return (
-        f"{text} {born} generation{'s' * (born != 1)} after the founders; the best fitness on the search split "
-        f"went from {first['best_fitness']:.3g} to {last['best_fitness']:.3g}. "
+        f"{text} {born} generation{'s' * (born != 1)} after the founders; "
+        f"the best fitness on the search split went from {first['best_fitness']:.3g} to {last['best_fitness']:.3g}. "
         "The final split was scored once, after the winner was fixed."
     )
 
@@ -117,9 +118,9 @@ def _lineage(ancestors: Sequence[Mapping[str, Any]]) -> str:
     lines = [_row("th", [*heads, ("", "fitness"), ("", "‖ΔW‖")])]
     for one in ancestors:
         parents = ", ".join(_short(parent) for parent in one["parents"]) or "–"
-        cells = [("", escape(str(one["generation"]))), ("text", _short(one["digest"]))]
+        cells = [("", escape(str(one["generation"]))), ("text", _short(one["individual"]))]
         cells += [("text", escape(str(one["operator"]))), ("text", parents)]
-        lines.append(_row("td", [*cells, ("", _size(one["fitness"])), ("", _size(one["norm"]))]))
+        lines.append(_row("td", [*cells, ("", _size(one.get("fitness"))), ("", _size(one["norm"]))]))
     return _table(lines)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.errors import RunError
+from evomerge.files import write_bytes
 from evomerge.keys import Key
-from evomerge.report.files import write_bytes
 from evomerge.report.statistics import LEVEL
 from evomerge.report.table import KINDS, FinalTable, Kind
 
