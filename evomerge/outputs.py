@@ -115,7 +115,7 @@ def _contenders(setup: Setup, state: State) -> Sequence[tuple[str, Kind, torch.T
     for number, spec in enumerate(setup.recipe.report.baselines):
         merge = operator(spec, "merge")
         genome = merge(experts.genomes, uniform, setup.space.segments, setup.key.at("baseline", number))
-        settings = " ".join(f"{name}={value}" for name, value in spec.parameters.items())
+        settings = " ".join(str(value) for value in spec.parameters.values())
         found.append((f"{spec.name} {settings}".strip(), "merge", genome))
     return [*found, ("evolved", "evolved", state.tensors["best"][0])]
 

@@ -36,6 +36,6 @@ def find(kind: Kind, name: str) -> Path:
     known = names(kind)
     if name in known:
         return known[name].resolve()
-    looked = "" if path.suffix else f" or {did_you_mean(name, known)}"
     error, noun = (FitnessError, "fitness file") if kind == "fitness" else (RecipeError, "recipe")
-    raise error(f"no {noun} {name!r}", where=str(Path.cwd()), fix=f"Give the path of a {_SUFFIX[kind]} file{looked}")
+    fix = f"Give a name or the path of a {_SUFFIX[kind]} file. {did_you_mean(name, known)}"
+    raise error(f"no {noun} {name!r}", where=str(Path.cwd()), fix=fix)

@@ -24,7 +24,8 @@ class Display:
     """Follows a run on the terminal; without one, it prints a line for each generation."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        # A log file has no width; the final table needs 100 columns at six tasks.
+        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
         self._plan: Plan | None = None
         self._progress = _bar(self._console)
         self._task = self._progress.add_task("", total=1, left="")
@@ -93,7 +94,7 @@ class Display:
         """Print the final table and where things are."""
         self.stop()
         self._console.print()
-        self._console.print(text_table(finished.table, finished.setup.key.at("report")))
+        self._console.print(text_table(finished.table, finished.setup.key.at("report"), wide=self._console.width >= 96))
         self._console.print(f"{finished.verdict}\n")
         self._console.print(f"adapter: {finished.folder / 'best'}  (a PEFT folder: PeftModel.from_pretrained)")
         self._console.print(f"report:  {finished.folder / 'report' / 'index.html'}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -31,25 +32,47 @@ def explain(
     from evomerge.strategies import genetic
 
     registries = {registry.kind: registry for registry in REGISTRIES.values()}
-    found = [registry[name] for registry in registries.values() if name in list(registry)]
+    found = [(kind, registry[name]) for kind, registry in registries.items() if name in list(registry)]
     if name == "genetic":
         typer.echo(f"{genetic.__doc__}\nparameters (recipe section `strategy`):")
         _parameters(GeneticSpec.model_fields)
-    for operator in found:
-        typer.echo(f"{operator.name}\n\n{operator.documentation}\n\npaper: {operator.paper}\n\nparameters:")
+    for kind, operator in found:
+        typer.echo(f"{operator.name} ({kind})\n\n{operator.documentation}\n\npaper: {operator.paper}\n\nparameters:")
         _parameters(operator.schema.model_fields)
+        if not operator.schema.model_fields:
+            typer.echo("  none")
     if not found and name != "genetic":
         known = [other for registry in registries.values() for other in registry] + ["genetic"]
         raise RecipeError(f"nothing is named {name!r}", where="explain", fix=did_you_mean(name, known))
 
 
-def _parameters(fields: dict[str, Any]) -> None:
-    for name, field in fields.items():
+def _parameters(fields: Mapping[str, Any], section: str = "") -> None:
+    from evomerge.recipe.schema import OperatorSpec, Part
+
+    for short, field in fields.items():
+        name, kind, default = f"{section}{short}", field.annotation, field.default
+        if isinstance(kind, type) and issubclass(kind, Part):
+            _parameters(kind.model_fields, f"{name}.")
+            continue
         ranges = ", ".join(str(item) for item in field.metadata)
-        kind = getattr(field.annotation, "__name__", str(field.annotation))
-        default = "required" if field.is_required() else f"default {field.default!r}"
+        shown = default.name if isinstance(default, OperatorSpec) else repr(default)
+        word = "operator" if isinstance(default, OperatorSpec) else _kind(kind)
         typer.echo(
-            f"  {name}: {kind}{f' ({ranges})' if ranges else ''}, {default}   {field.description or ''}".rstrip()
+            f"  {name}: {word}{f' ({ranges})' if ranges else ''}, "
+            f"{'required' if field.is_required() else f'default {shown}'}   {field.description or ''}".rstrip()
         )
-    if not fields:
-        typer.echo("  none")
+        if isinstance(default, OperatorSpec):
+            own = {key: value for key, value in type(default).model_fields.items() if key != "name"}
+            _parameters(own, f"{name}.")
+
+
+def _kind(annotation: Any) -> str:
+    """Return a type in the words of a recipe."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return " | ".join(repr(part) for part in parts)
+    if get_origin(annotation) is Annotated:
+        return _kind(parts[0])
+    if parts:
+        return " | ".join(_kind(part) for part in parts)
+    return "none" if annotation is type(None) else str(annotation.__name__)

@@ -95,4 +95,4 @@ def runs() -> Mapping[str, str]:
 
 
 def _first_line(file: Path) -> str:
-    return file.read_text(encoding="utf-8").splitlines()[0]
+    return next(iter(file.read_text(encoding="utf-8").splitlines()), "")

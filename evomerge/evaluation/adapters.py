@@ -20,11 +20,12 @@ class AdapterSlots:
     """
 
     def __init__(self, model: nn.Module, modules: Iterable[str]) -> None:
+        self._modules = tuple(modules)
         self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._device = next(model.parameters()).device
         self._dtype = next(model.parameters()).dtype
         known = dict(model.named_modules())
-        for name in modules:
+        for name in self._modules:
             if name not in known:
                 kinds = {other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]}
                 raise ExpertError(
@@ -36,6 +37,13 @@ class AdapterSlots:
 
     def wear(self, factors: Factors) -> None:
         """Put an individual's factors into the slots; modules that it lacks stay plain."""
+        for name in factors:
+            if name not in self._modules:
+                raise ExpertError(
+                    f"no slot for the factors of module {name!r}",
+                    where="Model(modules=...)",
+                    fix="Name every module that individuals adapt when the model is made.",
+                )
         self._factors = {
             name: (B.to(self._device, self._dtype), A.to(self._device, self._dtype)) for name, (B, A) in factors.items()
         }

@@ -34,6 +34,7 @@ class Task:
     function: Function
     source: Path
     weight: float = 1.0
+    helpers: tuple[Path, ...] = ()
 
     @property
     def data(self) -> Data | None:
@@ -43,9 +44,9 @@ class Task:
 
     @cached_property
     def digest(self) -> str:
-        """Return the digest of the file and of its rows."""
+        """Return the digest of the file, of the helpers beside it that it imported, and of its rows."""
         rows = self.data.digest if self.data else ""
-        return digest_bytes(self.source.read_bytes(), rows.encode())
+        return digest_bytes(*(path.read_bytes() for path in (self.source, *self.helpers)), rows.encode())
 
     def examples(self, split: Split) -> int:
         """Return the number of rows of a split, 0 if they are not known beforehand."""
@@ -83,10 +84,11 @@ class Fitness:
 
     def _generated(self, model: Model, split: Split) -> dict[str, list[float]]:
         """Score the tasks that generate, all their prompts together: a step of decoding costs as much for few rows."""
-        scorers = {task.name: task.function for task in self.tasks if isinstance(task.function, Generation)}
+        # Not a subclass: its own `__call__` must be heard.
+        scorers = {task.name: task.function for task in self.tasks if type(task.function) is Generation}
         results: dict[str, list[float]] = {}
-        for stop in sorted({scorer.stop for scorer in scorers.values()}):
-            asked = {name: scorer.prompts(split) for name, scorer in scorers.items() if scorer.stop == stop}
+        for stop in sorted({tuple(scorer.stop) for scorer in scorers.values()}):
+            asked = {name: scorer.prompts(split) for name, scorer in scorers.items() if tuple(scorer.stop) == stop}
             limits = [scorers[name].max_new_tokens for name, prompts in asked.items() for _ in prompts]
             prompts = [prompt for prompts in asked.values() for prompt in prompts]
             texts = iter(model.generate(prompts, max_new_tokens=limits, stop=stop))
@@ -127,7 +129,7 @@ def named_scores(name: str, result: Any) -> dict[str, list[float]]:
 
 def _numbers(name: str, value: Any) -> list[float]:
     items = value.tolist() if hasattr(value, "tolist") else value
-    items = items if isinstance(items, Sequence) and not isinstance(items, str) else [items]
+    items = items if isinstance(items, Sequence) and not isinstance(items, str | bytes) else [items]
     if not items or not all(isinstance(item, Real) for item in items):
         got = f"{type(value).__name__} {str(value)[:60]!r}"
         raise WrongType(
@@ -147,7 +149,7 @@ def load_task(name: str, weight: float = 1.0, title: str | None = None) -> Task:
         FitnessError: no such file, it does not import, or it has no callable ``fitness``.
     """
     source = find("fitness", name)
-    module = _import_file(source)
+    module, helpers = _import_file(source)
     function = getattr(module, "fitness", None)
     if function is None:
         raise FitnessError(
@@ -161,25 +163,30 @@ def load_task(name: str, weight: float = 1.0, title: str | None = None) -> Task:
             where=str(source),
             fix="Define `def fitness(model, split): ...` or use a scorer; see fitness/template.py.",
         )
-    return Task(title or source.stem, function, source, weight)
+    return Task(title or source.stem, function, source, weight, helpers)
 
 
 def _takes_two(function: Function) -> bool:
     try:
         inspect.signature(function).bind(None, "search")
-    except TypeError:
+    except (TypeError, ValueError):  # wrong arguments, or a builtin that does not tell its own
         return False
     return True
 
 
-def _import_file(source: Path) -> Any:
-    """Import a file under a name of its own; its folder is importable while it loads, for helpers beside it."""
+def _import_file(source: Path) -> tuple[Any, tuple[Path, ...]]:
+    """Import a file under a name of its own; its folder is importable while it loads, for helpers beside it.
+
+    Returns:
+        The module, and the files of its helpers.
+    """
     name = f"evomerge_fitness_{source.stem}_{digest_bytes(str(source).encode())[:8]}"
     spec = importlib.util.spec_from_file_location(name, source)
     if spec is None or spec.loader is None:
         raise FitnessError(f"{source.name} is not a Python file", where=str(source), fix="Give a .py file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    before = set(sys.modules)
     sys.path.insert(0, str(source.parent))
     try:
         spec.loader.exec_module(module)
@@ -187,7 +194,20 @@ def _import_file(source: Path) -> Any:
         raise _broken(source.name, source, error) from error
     finally:
         sys.path.remove(str(source.parent))
-    return module
+        helpers = _forget(source.parent, set(sys.modules) - before)
+    return module, helpers
+
+
+def _forget(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
+    """Remove the named modules that lie in ``folder``, so that the next file finds its own; return their files."""
+    files = []
+    for name in sorted(names):
+        file = Path(getattr(sys.modules[name], "__file__", None) or "")
+        top = folder / name.partition(".")[0]
+        if file == top.with_suffix(".py") or file.is_relative_to(top):
+            del sys.modules[name]
+            files.append(file)
+    return tuple(files)
 
 
 def _broken(name: str, source: Path, error: Exception) -> FitnessError:

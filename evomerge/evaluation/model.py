@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from evomerge.errors import FitnessError
 from evomerge.evaluation.adapters import AdapterSlots, Factors
 
 Tokens = list[int]
@@ -100,9 +101,13 @@ class Model:
 
         Returns:
             The continuations, without the prompt and without end tokens, in the order of the prompts.
+
+        Raises:
+            FitnessError: a prompt is empty.
+            FloatingPointError: the individual's logits are not numbers.
         """
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        tokens = [self.tokenize(prompt) for prompt in prompts]
+        tokens = self._contexts(prompts)
         texts = [""] * len(prompts)
         for batch in self._batches([len(row) + limit for row, limit in zip(tokens, limits, strict=True)]):
             rows = self._continue([tokens[i] for i in batch], [limits[i] for i in batch], stop)
@@ -112,8 +117,13 @@ class Model:
 
     @torch.inference_mode()
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Return ``log P(continuation | context)`` in nats, summed over tokens, for each (context, continuation)."""
-        contexts = [self.tokenize(context) for context, _ in pairs]
+        """Return ``log P(continuation | context)`` in nats, summed over tokens, for each (context, continuation).
+
+        Raises:
+            FitnessError: a context is empty.
+            FloatingPointError: the individual's logits are not numbers.
+        """
+        contexts = self._contexts([context for context, _ in pairs])
         endings = [self.tokenize(continuation) for _, continuation in pairs]
         values = [0.0] * len(pairs)
         for batch in self._batches([len(c) + len(e) for c, e in zip(contexts, endings, strict=True)]):
@@ -121,6 +131,13 @@ class Model:
             for index, value in zip(batch, rows, strict=True):
                 values[index] = value
         return values
+
+    def _contexts(self, texts: Sequence[str]) -> list[Tokens]:
+        tokens = [self.tokenize(text) for text in texts]
+        if not all(tokens):
+            cause = f"prompt {tokens.index([])} of {len(texts)} is empty"
+            raise FitnessError(cause, where="prompt", fix="Give the model at least one token to continue.")
+        return tokens
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Group indices of similar length so that rows times longest stays within the token budget."""
@@ -162,7 +179,8 @@ class Model:
                 use_cache=True,
                 logits_to_keep=last,
             ).logits[:, -1]
-            chosen = logits.argmax(-1)
+            top, chosen = logits.max(-1)
+            _refuse_nan(top)
             going = self._append(alive, chosen.tolist(), added, limits, stop)
             if not going:
                 break
@@ -198,7 +216,7 @@ class Model:
     def _score(self, contexts: Sequence[Tokens], endings: Sequence[Tokens]) -> list[float]:
         ids, mask = self._pad_left([c + e for c, e in zip(contexts, endings, strict=True)])
         width = max(len(ending) for ending in endings)
-        kept = torch.arange(ids.shape[1] - width - 1, ids.shape[1] - 1, device=ids.device).clamp(min=0)
+        kept = torch.arange(ids.shape[1] - width - 1, ids.shape[1] - 1, device=ids.device)
         logits = self.network(
             input_ids=ids,
             attention_mask=mask,
@@ -207,7 +225,8 @@ class Model:
             logits_to_keep=kept,
         ).logits
         chances = torch.log_softmax(logits.float(), dim=-1)
-        picked = chances.gather(2, ids[:, -width:, None])[..., 0].cpu()
+        picked = chances.gather(2, ids[:, ids.shape[1] - width :, None])[..., 0].cpu()
+        _refuse_nan(picked)
         return [float(row[width - len(ending) :].sum()) for row, ending in zip(picked, endings, strict=True)]
 
 
@@ -215,6 +234,12 @@ def _end_tokens(network: Any, tokenizer: Any) -> frozenset[int]:
     ends = network.generation_config.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
+
+
+def _refuse_nan(values: torch.Tensor) -> None:
+    """Raise where a diverged individual would otherwise get the score of whatever NaN happens to pick."""
+    if values.isnan().any():
+        raise FloatingPointError("the individual's logits are not numbers (NaN)")
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

@@ -79,8 +79,8 @@ class MultipleChoice:
         prompt: template or function of a row.
         options: function of a row: the options as they would continue the prompt.
         answer: function of a row: the index of the right option.
-        normalize: divide each option's log-likelihood by its length in characters (lm-evaluation-harness'
-            ``acc_norm``).
+        normalize: divide each option's log-likelihood by its length in characters without the space before it
+            (lm-evaluation-harness' ``acc_norm``).
     """
 
     data: Data
@@ -97,7 +97,7 @@ class MultipleChoice:
         values = iter(model.loglikelihood(pairs))
         scores = []
         for row, texts in zip(rows, options, strict=True):
-            likelihoods = [next(values) / (max(len(text), 1) if self.normalize else 1) for text in texts]
+            likelihoods = [next(values) / (max(len(text.lstrip()), 1) if self.normalize else 1) for text in texts]
             scores.append(float(likelihoods.index(max(likelihoods)) == self.answer(row)))
         return scores
 

@@ -59,13 +59,21 @@ def resolve(recipe: Recipe) -> Recipe:
         update={"device": device, "dtype": resolve_dtype(recipe.evaluator.dtype, device)}
     )
     base = Path(recipe.base).expanduser()
+    fitness = tuple(spec.model_copy(update={"file": _absolute(spec.file)}) for spec in recipe.fitness)
     return recipe.model_copy(
         update={
             "base": str(base.resolve()) if base.is_dir() else recipe.base,
             "experts": tuple(str(Path(folder).expanduser().resolve()) for folder in recipe.experts),
+            "fitness": fitness,
             "evaluator": evaluator,
         }
     )
+
+
+def _absolute(file: str) -> str:
+    """Return the absolute path of a file, or a name as it is: so a run can be resumed from any folder."""
+    path = Path(file).expanduser()
+    return str(path.resolve()) if path.is_file() else file
 
 
 def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,40 +22,46 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         Problems: everything that is wrong, each with file and line.
     """
-    return parse_recipe(path.read_text(encoding="utf-8"), str(path), overrides)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError("not a recipe: it is no UTF-8 text", where=str(path), fix="Give a YAML file.") from None
+    return parse_recipe(text, str(path), overrides)
 
 
 def parse_recipe(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in a YAML text; ``source`` names it in errors."""
     data, lines = _parse(text, source)
     for override in overrides:
-        place, value = _override(override)
-        _assign(data, place, value, override)
+        place = _assign(data, override)
+        lines = {known: line for known, line in lines.items() if known[: len(place)] != place}
         lines[place] = f"--set {override}"
+    # Operators are checked in the data, so that one pass reports what is wrong with them and with the rest.
+    bad = [problem for place, spec in operators(data) for problem in _check(place, spec, source, lines)]
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise Problems(_problem(item, source, lines) for item in error.errors()) from None
-    problems = [problem for place, spec in operators(recipe) for problem in _check(place, spec, source, lines)]
-    if problems:
-        raise Problems(problems)
+        raise Problems([*(_problem(item, source, lines) for item in error.errors()), *bad]) from None
+    if bad:
+        raise Problems(bad)
     return recipe
 
 
-def operators(recipe: Recipe) -> Iterator[tuple[Place, OperatorSpec]]:
-    """Yield every operator that a recipe names, and its place in the recipe."""
-
-    def walk(value: Any, place: Place) -> Iterator[tuple[Place, OperatorSpec]]:
-        if isinstance(value, OperatorSpec):
-            yield place, value
-        elif isinstance(value, Part):
-            for name in type(value).model_fields:
-                yield from walk(getattr(value, name), (*place, name))
-        elif isinstance(value, tuple):
-            for index, item in enumerate(value):
-                yield from walk(item, (*place, index))
-
-    return walk(recipe, ())
+def operators(data: Any, part: Any = Recipe, place: Place = ()) -> Iterator[tuple[Place, OperatorSpec]]:
+    """Yield every operator that a recipe's data name, and its place; what is wrong around it is passed over."""
+    if isinstance(data, list | tuple):
+        for index, item in enumerate(data):
+            yield from operators(item, part, (*place, index))
+    elif isinstance(data, dict) and issubclass(part, OperatorSpec):
+        parameters = {key: value for key, value in data.items() if key not in part.model_fields}
+        name = data.get("name", part.model_fields["name"].default)
+        if isinstance(name, str) and all(isinstance(key, str) for key in parameters):
+            yield place, OperatorSpec.model_validate({"name": name, **parameters})
+    elif isinstance(data, dict):
+        for key, field in part.model_fields.items():
+            below = _part_of(field.annotation)
+            if key in data and below is not None:
+                yield from operators(data[key], below, (*place, key))
 
 
 def _check(place: Place, spec: OperatorSpec, source: str, lines: dict[Place, str]) -> list[RecipeError]:
@@ -103,24 +110,35 @@ def _mark(node: yaml.Node | None, place: Place, source: str, lines: dict[Place, 
             _mark(value, (*place, index), source, lines)
 
 
-def _override(text: str) -> tuple[Place, Any]:
+def _override(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise RecipeError(f"--set {text!r} is not key=value", where="--set", fix="E.g. --set strategy.population=12")
-    return tuple(int(part) if part.isdigit() else part for part in key.split(".")), yaml.safe_load(value)
+    example = "E.g. --set strategy.population=12"
+    if not (equals and all(key.split("."))):
+        raise RecipeError(f"--set {text!r} is not key=value", where="--set", fix=example)
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {text!r}: the value is not valid YAML", where="--set", fix=example) from None
 
 
-def _assign(data: Any, place: Place, value: Any, override: str) -> None:
-    for part in place[:-1]:
-        if isinstance(data, list):
-            data = data[int(part)] if isinstance(part, int) and part < len(data) else None
+def _assign(data: Any, override: str) -> Place:
+    """Set one value in a recipe's data, which this module has parsed itself, and return its place."""
+    steps, value = _override(override)
+    place: Place = ()
+    for number, step in enumerate(steps, start=1):
+        if isinstance(data, list) and step.isdigit() and int(step) < len(data):
+            place = (*place, int(step))
         elif isinstance(data, dict):
-            data = data.setdefault(part, {})
-        if not isinstance(data, dict | list):
-            raise RecipeError(
-                f"--set {override!r}: nothing can be set below {part!r}", where="--set", fix="See the recipe."
-            )
-    data[place[-1]] = value
+            place = (*place, step)
+        else:
+            above = ".".join(steps[: number - 1]) or "the recipe"
+            fix = "Name a key of the recipe, or the number of an item in a list, from 0."
+            raise RecipeError(f"--set {override!r}: {above} has no {step!r}", where="--set", fix=fix)
+        if number == len(steps):
+            data[place[-1]] = value
+        else:
+            data = data.setdefault(step, {}) if isinstance(data, dict) else data[int(step)]
+    return place
 
 
 def _where(place: Place, source: str, lines: dict[Place, str]) -> str:
@@ -141,7 +159,9 @@ def _problem(item: Any, source: str, lines: dict[Place, str]) -> RecipeError:
     if item["type"] == "missing":
         return RecipeError(f"{name} is missing", where=where, fix=f"Add `{place[-1]}:`; see `evomerge new`.")
     message = item["msg"].replace("Input should", "it should").replace("Value error, ", "")
-    return RecipeError(f"{name} = {item['input']!r}: {message}", where=where, fix="Correct the value.")
+    message = re.sub(r" or instance of \w+$|^Tuple (?=should)| after validation, not 0", "", message)
+    cause = message if item["type"] == "value_error" else f"{name} = {item['input']!r}: {message}"
+    return RecipeError(cause, where=where, fix="Correct the value.")
 
 
 def fields_at(place: Place) -> list[str]:

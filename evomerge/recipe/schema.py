@@ -9,18 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""It becomes a folder's name."""
 
 
 class Part(BaseModel):
     """A section of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class OperatorSpec(BaseModel):
     """An operator by name, with its own parameters beside it; ``evomerge explain NAME`` lists them."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     name: str
 
@@ -49,7 +51,7 @@ class TaskSpec(Part):
 class SpaceSpec(Part):
     """The genome space."""
 
-    name: str = "subspace"
+    name: Literal["subspace", "factors"] = "subspace"
     """`subspace` (exact on delta-weights) or `factors` (entries of A and B, as GENOME publishes)."""
 
 
@@ -85,7 +87,9 @@ class MutationSpec(OperatorSpec):
     """How mutants are made: an operator, and the chance that an individual spawns one."""
 
     name: str = "gaussian"
+    """The operator."""
     rate: Fraction = 0.15
+    """Chance that an individual spawns a mutant."""
 
 
 class GeneticSpec(Part):
@@ -97,8 +101,16 @@ class GeneticSpec(Part):
     founders: FoundersSpec = FoundersSpec()
     crossover: CrossoverSpec = CrossoverSpec()
     mutation: MutationSpec = MutationSpec()
+    """How an individual is changed at random."""
     survivors: OperatorSpec = OperatorSpec(name="tournament")
     """How survivors are chosen; its `elites` always live on."""
+
+    @model_validator(mode="after")
+    def _elites_have_places(self) -> GeneticSpec:
+        elites = self.survivors.parameters.get("elites", 1)
+        if isinstance(elites, int) and elites > self.population:
+            raise ValueError(f"survivors.elites = {elites} is more than the population of {self.population}")
+        return self
 
 
 class StopSpec(Part):
@@ -165,14 +177,14 @@ class TrainSpec(Part):
 
     folder: str
     """Where the adapters go, one folder each."""
-    experts: dict[str, ExpertSpec]
+    experts: dict[Name, ExpertSpec]
     """By name."""
 
 
 class Recipe(Part):
     """Everything about a run."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Name
     """Name of the run; its folder is `runs/<name>`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """The root of all randomness."""

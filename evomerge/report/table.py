@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Kind = Literal["base", "expert", "merge", "evolved"]
 KINDS: tuple[Kind, ...] = ("base", "expert", "merge", "evolved")
 _NAME_WIDTH = 22
-_TASK_SPACE = 48  # characters for all tasks together: what name, mean, interval and norm leave of 100
+_TASK_SPACE = 54  # characters for all tasks together: what name, mean, interval and norm leave of 100
 
 
 @dataclass(frozen=True)
@@ -108,24 +108,34 @@ class FinalTable:
         decimals = 2 - math.floor(math.log10(largest)) if largest > 0 else 2
         return f"{norm:.{max(0, decimals)}f}"
 
+    def short(self, value: float, bounds: Interval | None) -> str:
+        """Return a score and half the width of its interval as short text, e.g. "53 ±12"."""
+        if bounds is None:
+            return self.number(value)
+        half = (bounds[1] - bounds[0]) / 2
+        return f"{100 * value:.0f} ±{100 * half:.0f}" if self.percent else f"{value:.2f} ±{half:.2f}"
+
     def bounds(self, values: Interval | None) -> str:
         """Return an interval as text, "–" if there is none."""
         return f"{self.number(values[0])} to {self.number(values[1])}" if values else "–"
 
 
-def text_table(table: FinalTable, key: Key) -> Table:
-    """Return the table for a terminal, 100 columns wide at six tasks; intervals for the mean only."""
+def text_table(table: FinalTable, key: Key, *, wide: bool = True) -> Table:
+    """Return the table for a terminal, 100 columns wide at six tasks; a task's ± is half its 95 % interval.
+
+    Without ``wide`` it is 80 columns: the interval of the mean is left out.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     unit = "%" if table.percent else "score"
-    headers = short_names(table.tasks, max(6, min(14, _TASK_SPACE // max(1, len(table.tasks)) - 2)))
+    headers = short_names(table.tasks, max(6, min(14, _TASK_SPACE // max(1, len(table.tasks)) - 1)))
     # Full names below, for whoever cannot guess them from the short ones.
     caption = None if headers == list(table.tasks) else f"tasks: {', '.join(table.tasks)}"
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
-    shown.add_column(f"final split, {unit}", max_width=_NAME_WIDTH, overflow="fold")
-    for header in [*headers, "mean", "95 % interval", "‖ΔW‖"]:
+    shown.add_column(f"final split, {unit}", min_width=14, max_width=_NAME_WIDTH, overflow="fold")
+    for header in [*headers, "mean", *(["95 % interval"] if wide else []), "‖ΔW‖"]:
         shown.add_column(Text(header), justify="right", no_wrap=True)
     best, rows = table.best(), table.grouped()
     for index, row in enumerate(rows):
@@ -133,8 +143,10 @@ def text_table(table: FinalTable, key: Key) -> Table:
         values[None] = table.mean(row)
         cells = [Text(row.name)]
         for task, value in values.items():
-            cells.append(Text(table.number(value), style="bold" if value == best.get(task) else ""))
-        cells += [Text(table.bounds(table.mean_interval(row, key))), Text(table.size(row.norm))]
+            text = table.short(value, table.task_interval(row, task, key)) if task else table.number(value)
+            cells.append(Text(text, style="bold" if value == best.get(task) else ""))
+        cells += [Text(table.bounds(table.mean_interval(row, key)))] if wide else []
+        cells.append(Text(table.size(row.norm)))
         last_of_kind = index + 1 < len(rows) and rows[index + 1].kind != row.kind
         shown.add_row(*cells, style="green" if row.kind == "evolved" else "", end_section=last_of_kind)
     return shown

@@ -96,7 +96,7 @@ def _pairs(job: Job) -> list[Pair]:
 def _check_existing(folder: Path, spec: LoraSpec) -> None:
     config = read_adapter(folder).config
     wanted: Mapping[str, Any] = asdict(spec)
-    got = {"rank": config["r"], "alpha": config["lora_alpha"], "rslora": config["use_rslora"]}
+    got = {"rank": config["r"], "alpha": config["lora_alpha"], "rslora": config.get("use_rslora", False)}
     got["target_modules"] = tuple(sorted(config["target_modules"]))
     for name, value in got.items():
         expected = tuple(sorted(wanted[name])) if name == "target_modules" else wanted[name]

@@ -1,0 +1,171 @@
+"""Conformance suites for plug-ins: inherit one, name your file, run pytest. Only for tests; needs pytest.
+
+from evomerge.testing import FitnessSuite
+
+class TestMine(FitnessSuite):
+    path = "my_fitness.py"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from string import Formatter
+from typing import Any
+
+import pytest
+
+from evomerge.evaluation.data import Data, Row
+from evomerge.evaluation.fitness import Fitness, Task, load_task, named_scores
+from evomerge.evaluation.model import Model
+from evomerge.evaluation.scorers import Generation, MultipleChoice
+from evomerge.types import Score, Split
+
+Pairs = Sequence[tuple[str, str]]
+_SEEN: tuple[Split, ...] = ("search", "final")
+_both = pytest.mark.parametrize("split", _SEEN)
+
+
+class ScriptedModel(Model):
+    """Answers from a script and keeps what it was asked; to a prompt without an answer it says nothing.
+
+    Args:
+        answers: (prompt, answer) pairs. Their log-likelihood is 0; any other text loses one nat a character.
+    """
+
+    def __init__(self, answers: Pairs = ()) -> None:  # no network behind it, so nothing of Model's own to set up
+        self._answers = dict(answers)
+        self.asked: list[tuple[str, str]] = []
+
+    def chat(self, message: str, system: str | None = None) -> str:
+        """Return a prompt that holds both texts."""
+        return f"{system or ''}\n{message}\n"
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int | Sequence[int] = 16,  # noqa: ARG002 - there are no tokens to count
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """Return the scripted answers, each up to the first stop string."""
+        self.asked += [(prompt, "") for prompt in prompts]
+        texts = [self._answers.get(prompt, "") for prompt in prompts]
+        return [min((text.split(mark)[0] for mark in stop), key=len, default=text) for text in texts]
+
+    def loglikelihood(self, pairs: Pairs) -> list[float]:
+        """Return 0 for a scripted (prompt, answer), else minus the number of characters."""
+        self.asked += pairs
+        return [0.0 if self._answers.get(context) == text else -1.0 - len(text) for context, text in pairs]
+
+
+class FitnessSuite:
+    """What every fitness file must keep to. Set ``path``, or override the fixture ``task``.
+
+    A fitness made of a shipped scorer is checked whole. A plain function keeps its references to itself: override
+    ``answers`` to have it checked with a model that knows them.
+    """
+
+    path: str
+
+    @pytest.fixture
+    def task(self) -> Task:
+        """Load the file."""
+        return load_task(self.path)
+
+    def answers(self, task: Task, split: Split) -> Pairs:
+        """Return (prompt, answer) of every row of a split, or nothing if they are not known."""
+        pairs = getattr(task.function, "pairs", None)
+        found: Pairs = pairs(split) if pairs else ()
+        return found
+
+    def test_splits_are_not_empty_and_share_nothing(self, task: Task) -> None:
+        """A shared question would let the search see the final split."""
+        problems = Fitness((task,)).check()
+        assert not problems, "\n".join(str(problem) for problem in problems)
+        search, final = (set(_asked(task, split)) for split in _SEEN)
+        assert search and final, f"{task.name} asks the model nothing"
+        if task.data is None:
+            assert not search & final, f"{task.name} asks in both splits: {min(search & final)}"
+
+    @_both
+    def test_returns_finite_numbers(self, task: Task, split: Split) -> None:
+        """A number, a list of numbers, or a dict of these; NaN is no score."""
+        for name, numbers in named_scores(task.name, task.function(ScriptedModel(), split)).items():
+            assert all(math.isfinite(number) for number in numbers), f"{name}: {numbers}"
+
+    @_both
+    def test_lists_hold_one_score_for_each_row(self, task: Task, split: Split) -> None:
+        """Intervals and paired tests rest on this."""
+        result = task.function(ScriptedModel(), split)
+        parts = result if isinstance(result, Mapping) else {task.name: result}
+        lists = {name: list(part) for name, part in parts.items() if isinstance(part, Iterable)}
+        if not lists or task.data is None:
+            pytest.skip(f"{task.name} returns no list, or its rows are its own affair")
+        for name, scores in lists.items():
+            assert len(scores) == task.examples(split), f"{name}: {len(scores)} scores"
+
+    @_both
+    def test_is_deterministic(self, task: Task, split: Split) -> None:
+        """The same model gets the same questions in the same order, and the same scores."""
+        assert _asked(task, split) == _asked(task, split)
+        assert _score(task, ScriptedModel(), split) == _score(task, ScriptedModel(), split)
+
+    @_both
+    def test_does_not_show_the_answer_to_the_model(self, task: Task, split: Split) -> None:
+        """With another row's answer in each row, the questions stay as they are."""
+        scorer = task.function
+        if not isinstance(scorer, Generation | MultipleChoice):
+            pytest.skip("where a function's answers are is not known")
+        rows = [dict(row) for row in scorer.data.rows(split)]
+        hidden = _answer_fields(scorer, rows)
+        if not hidden:
+            pytest.skip("the answers are computed from fields that the prompt may show")
+        others = [*rows[1:], *rows[:1]]
+        moved: list[Row] = [
+            row | {name: other[name] for name in hidden} for row, other in zip(rows, others, strict=True)
+        ]
+        blind = dataclasses.replace(scorer, data=Data(lambda: {split: moved}))
+        assert _asked(dataclasses.replace(task, function=blind), split) == _asked(task, split)
+
+    @_both
+    def test_perfect_answers_score_one(self, task: Task, split: Split) -> None:
+        """Also where a stop string cuts the text, and where two rows ask the same."""
+        pairs = self._known(task, split)
+        for prompt, answer in pairs:
+            assert dict(pairs)[prompt] == answer, f"{prompt!r} has two answers: {answer!r} and {dict(pairs)[prompt]!r}"
+        score = _score(task, ScriptedModel(pairs), split)
+        assert score.value == pytest.approx(1.0), f"{task.name}: {score}"
+
+    @_both
+    def test_a_mute_model_scores_less(self, task: Task, split: Split) -> None:
+        """No text, and likelihoods that know nothing but the length."""
+        self._known(task, split)
+        assert _score(task, ScriptedModel(), split).value < 1.0
+
+    def _known(self, task: Task, split: Split) -> Pairs:
+        pairs = self.answers(task, split)
+        if not pairs:
+            pytest.skip("its answers are not known: override `answers`")
+        return pairs
+
+
+def _score(task: Task, model: ScriptedModel, split: Split) -> Score:
+    return Fitness((task,))(model, split)
+
+
+def _asked(task: Task, split: Split) -> list[tuple[str, str]]:
+    model = ScriptedModel()
+    task.function(model, split)
+    return model.asked
+
+
+def _answer_fields(scorer: Generation | MultipleChoice, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the fields that are an answer as they stand; one that is computed may rest on what the prompt shows."""
+    if isinstance(scorer, MultipleChoice):
+        indices = [scorer.answer(row) for row in rows]
+        return [name for name in rows[0] if [row[name] for row in rows] == indices]
+    if callable(scorer.answer):
+        return []
+    return [name for _, name, _, _ in Formatter().parse(scorer.answer) if name]

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evomerge.errors import ExpertError, FitnessError
+from evomerge.evaluation.model import Model, load_base
+from evomerge.experts.adapter import read_adapter
+from evomerge.types import digest_tensor
+
+PROMPTS = ["a", "The capital of France is", "2 + 2 =", "über", "On which continent is Chad?\nAnswer:", "x" * 60]
+PAIRS = [(prompt, text) for prompt in PROMPTS[:4] for text in (" Paris", "4", " a much longer ending.")]
+ADAPTERS = {
+    "plain": {},
+    "mixed": {
+        "rank": 3,
+        "alpha": 12,
+        "rank_pattern": {"v_proj": 7},
+        "alpha_pattern": {"layers.1.self_attn.q_proj": 5},
+        "target_modules": ["q_proj", "v_proj", "down_proj"],
+    },
+    "rslora": {"rank": 9, "rslora": True, "alpha": 4, "target_modules": ["o_proj", "gate_proj"]},
+}
+MODULES = [
+    f"model.layers.{layer}.{name}"
+    for layer in range(2)
+    for name in (
+        "self_attn.q_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.down_proj",
+    )
+]
+
+
+@pytest.fixture
+def loaded(pico_base):
+    return load_base(pico_base, "float32", "cpu")
+
+
+@pytest.fixture
+def model(loaded):
+    return Model(*loaded, MODULES)
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(request, make_adapter):
+    return read_adapter(make_adapter(request.param, seed=5, **ADAPTERS[request.param]))
+
+
+def factors(adapter):
+    return {name: (f.scale * f.B, f.A) for name, f in adapter.factors.items()}
+
+
+def oracle(network, tokenizer, prompt, count):
+    """The tokens that transformers itself generates after one prompt, without padding."""
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    rows = network.generate(**ids, do_sample=False, max_new_tokens=count)
+    new = rows[0, ids["input_ids"].shape[1] :].tolist()
+    return [token for token in new if token != tokenizer.eos_token_id]
+
+
+def logits_of(network, tokenizer, text):
+    return network(torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])).logits
+
+
+def test_generates_what_transformers_generates(model):
+    texts = model.generate(PROMPTS, max_new_tokens=20)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        assert text == model.tokenizer.decode(oracle(model.network, model.tokenizer, prompt, 20))
+
+
+def test_generates_with_an_individual_what_peft_generates(model, adapter, loaded, pico_base):
+    from peft import PeftModel
+
+    model.wear(factors(adapter))
+    texts = model.generate(PROMPTS, max_new_tokens=12)
+    other = PeftModel.from_pretrained(load_base(pico_base, "float32", "cpu")[0], adapter.path)
+    expected = [model.tokenizer.decode(oracle(other, model.tokenizer, prompt, 12)) for prompt in PROMPTS]
+    assert texts == expected
+    model.wear({})
+    assert model.generate(PROMPTS, max_new_tokens=12) != expected
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 70, 4096])
+def test_batches_do_not_change_the_answers(batch_tokens, loaded):
+    texts = Model(*loaded, batch_tokens=batch_tokens).generate(PROMPTS, max_new_tokens=10)
+    alone = Model(*loaded)
+    assert texts == [alone.generate([prompt], max_new_tokens=10)[0] for prompt in PROMPTS]
+
+
+def test_batches_stay_within_the_token_budget(loaded, monkeypatch):
+    model = Model(*loaded, batch_tokens=100)
+    sizes = []
+    forward = model.network.forward
+
+    def watched(*args, **kwargs):
+        sizes.append(kwargs["attention_mask"].numel())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.network, "forward", watched)
+    model.generate(PROMPTS * 3, max_new_tokens=5)
+    assert max(sizes) <= 100
+
+
+def test_each_prompt_has_its_own_limit(model):
+    limits = [1, 7, 3, 5, 2, 9]
+    texts = model.generate(PROMPTS, max_new_tokens=limits)
+    expected = [oracle(model.network, model.tokenizer, p, n) for p, n in zip(PROMPTS, limits, strict=True)]
+    assert [len(tokens) for tokens in expected] == limits  # none of them ends early, so the limit is what counts
+    assert texts == [model.tokenizer.decode(tokens) for tokens in expected]
+
+
+def test_a_stop_string_ends_the_text_before_it(model):
+    whole = model.generate(PROMPTS, max_new_tokens=20)
+    marks = (whole[1][4:6], whole[2][3])  # of two tokens, and of one
+    for text, stopped in zip(whole, model.generate(PROMPTS, max_new_tokens=20, stop=marks), strict=True):
+        places = [text.index(mark) for mark in marks if mark in text]
+        assert stopped == (text[: min(places)] if places else text)
+
+
+def test_an_end_token_ends_the_text_and_is_not_in_it(loaded):
+    network, tokenizer = loaded
+    tokens = oracle(network, tokenizer, PROMPTS[1], 20)
+    network.generation_config.eos_token_id = [tokenizer.eos_token_id, tokens[5]]
+    texts = Model(network, tokenizer).generate(PROMPTS, max_new_tokens=20)
+    assert texts[1] == tokenizer.decode(tokens[: tokens.index(tokens[5])])
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        expected = [token for token in oracle(network, tokenizer, prompt, 20) if token != tokens[5]]
+        assert text == tokenizer.decode(expected)
+
+
+def test_rows_that_are_done_leave_the_batch(model, monkeypatch):
+    rows = []
+    forward = model.network.forward
+
+    def watched(*args, **kwargs):
+        rows.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.network, "forward", watched)
+    model.generate(["one", "two", "six"], max_new_tokens=[1, 2, 4])
+    assert rows == [3, 2, 1, 1]
+
+
+def test_an_empty_prompt_is_refused(model):
+    with pytest.raises(FitnessError, match="prompt 1 of 2 is empty") as caught:
+        model.generate(["a", ""])
+    assert "Give the model at least one token to continue." in str(caught.value)
+    with pytest.raises(FitnessError, match="prompt 0 of 1 is empty"):
+        model.loglikelihood([("", "a")])
+
+
+def test_nothing_asked_is_nothing_answered(model):
+    assert model.generate([]) == []
+    assert model.loglikelihood([]) == []
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
+def test_loglikelihood_is_that_of_the_full_logits(batch_tokens, loaded):
+    values = Model(*loaded, batch_tokens=batch_tokens).loglikelihood(PAIRS)
+    network, tokenizer = loaded
+    for (context, text), value in zip(PAIRS, values, strict=True):
+        start = len(tokenizer(context)["input_ids"])
+        ids = tokenizer(context + text)["input_ids"]
+        chances = torch.log_softmax(logits_of(network, tokenizer, context + text)[0], -1)
+        expected = sum(chances[place - 1, ids[place]].item() for place in range(start, len(ids)))
+        assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_empty_continuation_is_certain(model):
+    assert model.loglikelihood([("a", "")]) == [0.0]
+    assert model.loglikelihood([("a", ""), ("b", "c")])[0] == 0.0
+
+
+def test_a_diverged_individual_gets_no_answer(model, make_adapter):
+    name = MODULES[0]
+    broken = {name: (torch.full((32, 2), torch.nan), torch.zeros(2, 32))}
+    model.wear(broken)
+    with pytest.raises(FloatingPointError, match="logits are not numbers"):
+        model.generate(["a"])
+    with pytest.raises(FloatingPointError, match="logits are not numbers"):
+        model.loglikelihood([("a", "b")])
+
+
+def test_logits_are_those_of_peft(model, adapter, pico_base):
+    from peft import PeftModel
+
+    other = PeftModel.from_pretrained(load_base(pico_base, "float32", "cpu")[0], adapter.path)
+    model.wear(factors(adapter))
+    for prompt in PROMPTS:
+        found = logits_of(model.network, model.tokenizer, prompt)
+        torch.testing.assert_close(found, logits_of(other, model.tokenizer, prompt), rtol=1e-5, atol=1e-5)
+
+
+def test_the_base_is_untouched(model, make_adapter):
+    before = {name: digest_tensor(weight) for name, weight in model.network.state_dict().items()}
+    plain = logits_of(model.network, model.tokenizer, PROMPTS[1])
+    for number, (name, spec) in enumerate(sorted(ADAPTERS.items())):
+        model.wear(factors(read_adapter(make_adapter(name, seed=number, **spec))))
+        assert not torch.equal(logits_of(model.network, model.tokenizer, PROMPTS[1]), plain)
+    model.wear({})
+    assert torch.equal(logits_of(model.network, model.tokenizer, PROMPTS[1]), plain)
+    assert {name: digest_tensor(weight) for name, weight in model.network.state_dict().items()} == before
+
+
+def test_one_individual_leaves_nothing_for_the_next(model, make_adapter):
+    mixed = factors(read_adapter(make_adapter("mixed", **ADAPTERS["mixed"])))
+    plain = factors(read_adapter(make_adapter("plain")))
+    model.wear(plain)
+    alone = model.loglikelihood(PAIRS)
+    model.wear(mixed)
+    model.wear(plain)
+    assert model.loglikelihood(PAIRS) == alone
+
+
+def test_a_module_that_the_base_lacks_is_named(loaded):
+    with pytest.raises(ExpertError) as caught:
+        Model(*loaded, ["model.layers.2.self_attn.q_proj"])
+    text = str(caught.value)
+    assert "the base model has no module 'model.layers.2.self_attn.q_proj' that the experts adapt" in text
+    assert "where: LlamaForCausalLM" in text
+    assert "Did you mean 'model.layers.0.self_attn.q_proj'?" in text or "model.layers.1.self_attn.q_proj" in text
+
+
+def test_factors_without_a_slot_are_refused(loaded):
+    model = Model(*loaded, MODULES[:1])
+    with pytest.raises(ExpertError, match=r"no slot for the factors of module 'model\.layers\.0\.self_attn\.v_proj'"):
+        model.wear({MODULES[1]: (torch.zeros(16, 1), torch.zeros(1, 32))})

@@ -1,0 +1,141 @@
+"""Every parameter of a recipe's search changes the search: none is accepted and then ignored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from evomerge.engine import Stop
+from evomerge.keys import Key
+from evomerge.recipe.build import build_genetic
+from evomerge.recipe.load import parse_recipe
+from evomerge.recipe.operators import REGISTRIES
+from evomerge.recipe.schema import GeneticSpec, OperatorSpec, Part, StopSpec
+from evomerge.strategies.base import Experts, empty_state
+from evomerge.types import Failure, Score, Segment, State
+
+RECIPE = """\
+name: synthetic
+base: none
+experts: [none]
+fitness: [none]
+strategy:
+  population: 6
+  crossover: {trials: 4}
+  mutation: {rate: 0.4, gene_rate: 0.3, sigma: 0.4}
+stop: {generations: 2}
+"""
+# Two tensors of unlike scale, so that what is done tensor by tensor differs from what is done globally.
+SEGMENTS = (Segment("a", 0, (4, 5)), Segment("b", 20, (2, 10)))
+SCALES = torch.tensor([1.0] * 20 + [0.1] * 20)
+FOUR = SCALES * torch.randn(4, 40, generator=Key(1).at("experts").torch())
+TARGET = FOUR.mean(dim=0) * 1.5
+
+
+def trajectory(*overrides: str) -> str:
+    """Return the digest of the last state of a search whose fitness is closeness to a target."""
+    recipe = parse_recipe(RECIPE, "synthetic.yaml", overrides)
+    strategy = build_genetic(recipe.strategy, SEGMENTS)
+    stop = Stop(recipe.stop.generations, recipe.stop.patience, recipe.stop.target)
+    state: State = empty_state(40)
+    while state.best is None or stop.reason(state) is None:
+        key = Key(recipe.seed).at("generation", state.generation + 1)
+        births = strategy.ask(state, key) if state.best else strategy.init(Experts(tuple("abcd"), FOUR), key)
+        scores = [Score(math.exp(-float(((x - TARGET) / SCALES).square().mean()))) for x in births.genomes]
+        state = strategy.tell(state, births, scores, key)
+    return state.digest
+
+
+# parameter: another value, then what must be set beside it for the parameter to have a say.
+CHANGES = {
+    "seed": ("1",),
+    "strategy.population": ("8",),
+    "strategy.founders.source": ("pairs",),
+    "strategy.founders.weights": ("uniform",),
+    "strategy.founders.merge": ("{name: ties}",),
+    "strategy.crossover.trials": ("5",),
+    "strategy.crossover.rate": ("0.3",),
+    "strategy.crossover.parents": ("3",),
+    "strategy.crossover.weights": ("uniform",),
+    "strategy.crossover.select": ("{name: tournament}",),
+    "strategy.crossover.merge": ("{name: task_arithmetic, lam: 1.1}",),
+    "strategy.mutation.rate": ("0.9",),
+    "strategy.mutation.gene_rate": ("0.6",),
+    "strategy.mutation.sigma": ("0.5",),
+    "strategy.mutation.relative": ("false",),
+    "strategy.survivors": ("{name: truncation}",),
+    "parent selection tournament.size": ("1",),
+    "survivor selection tournament.elites": ("5",),
+    "survivor selection tournament.tournament_size": ("1",),
+    "survivor selection roulette.elites": ("5",),
+    "survivor selection rank.elites": ("5",),
+    "merge method ties.density": ("0.7",),
+    "merge method ties.scope": ("global",),
+    "merge method ties.compat": ("peft",),
+    "merge method ties.lam": ("0.8",),
+    "merge method task_arithmetic.lam": ("0.8",),
+    "merge method dare_linear.density": ("0.7",),
+    "merge method dare_linear.compat": ("peft", "strategy.founders.merge={name: dare_linear, compat: peft}"),
+    "merge method dare_ties.density": ("0.7",),
+    "merge method dare_ties.compat": ("peft",),
+    "stop.generations": ("3",),
+    "stop.patience": ("1", "strategy.crossover.rate=0", "strategy.mutation.rate=0"),
+    "stop.target": ("0.1",),
+}
+PLACES = {
+    "parent selection": "strategy.crossover.select",
+    "survivor selection": "strategy.survivors",
+    "merge method": "strategy.crossover.merge",
+}
+# Truncation keeps the fittest, elites or not: more elites than places is the only thing it can tell.
+NO_SAY = {"strategy.name", "strategy.mutation.name", "survivor selection truncation.elites"}
+
+
+@pytest.mark.parametrize("parameter", CHANGES)
+def test_it_changes_the_trajectory(parameter: str) -> None:
+    value, *beside = CHANGES[parameter]
+    kind, _, rest = parameter.rpartition(" ")
+    if kind:  # an operator's parameter: the operator is chosen first
+        name, _, parameter = rest.partition(".")
+        beside = [f"{PLACES[kind]}={{name: {name}}}", *beside]
+        parameter = f"{PLACES[kind]}.{parameter}"
+    before, after = trajectory(*beside), trajectory(*beside, f"{parameter}={value}")
+    assert before == trajectory(*beside)
+    assert before != after
+
+
+def test_no_parameter_is_left_out() -> None:
+    stop = {f"stop.{name}" for name in StopSpec.model_fields}
+    operators = {
+        f"{registry.kind} {name}.{parameter}"
+        for registry in REGISTRIES.values()
+        for name in registry
+        for parameter in registry[name].schema.model_fields
+        if registry.kind != "mutation"
+    }
+    gaussian = {f"strategy.mutation.{name}" for name in REGISTRIES["mutation"]["gaussian"].schema.model_fields}
+    every = {"seed", *stop, *operators, *gaussian, *_leaves(GeneticSpec, "strategy")}
+    assert every == CHANGES.keys() | NO_SAY
+    assert list(REGISTRIES["mutation"]) == ["gaussian"]
+
+
+def _leaves(part: type[Part] | type[OperatorSpec], place: str) -> Iterator[str]:
+    for name, field in part.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Part) or name == "mutation":
+            yield from _leaves(kind, f"{place}.{name}")
+        else:
+            yield f"{place}.{name}"
+
+
+def test_a_birth_that_failed_never_lives() -> None:
+    strategy = build_genetic(parse_recipe(RECIPE, "synthetic.yaml").strategy, SEGMENTS)
+    births = strategy.init(Experts(tuple("abcd"), FOUR), Key(0))
+    outcomes = [Failure("exception", "no"), *(Score(0.5) for _ in births.origins[1:])]
+    state = strategy.tell(empty_state(40), births, outcomes, Key(0))
+    assert births.digests[0] not in {member.digest for member in state.members}
+    assert replace(state, generation=5).digest != state.digest

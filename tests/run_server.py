@@ -1,0 +1,113 @@
+"""A fork server for runs on the pico base: everything is imported once, each attempt at a run is a forked child.
+
+Each line of its input is a JSON request: ``recipe`` (launch it, or resume where the folder holds a run), ``folder``,
+and optionally ``seconds`` (SIGKILL then), ``allow_changes``, ``overrides``, ``largest_file`` (bytes). The answer is
+one JSON line: the child's exit code, its error, the stages that it went through, how many genomes it evaluated.
+The recipe on its command line is run once in the server itself, so that whatever is imported late is there too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.errors import EvomergeError
+from evomerge.launch import launch, resume
+from evomerge.plan import Plan
+from evomerge.recipe.load import load_recipe
+
+
+class Reporter:
+    """Writes what a run does to a pipe, a JSON line each."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def say(self, **message: Any) -> None:
+        os.write(self._pipe, json.dumps(message).encode() + b"\n")
+
+    def stage(self, text: str) -> None:
+        self.say(stage=text)
+
+    def plan(self, plan: Plan) -> None:
+        self.say(stage="founders", seconds_each=plan.seconds_each)
+
+    def tick(self, done: int, total: int) -> None:
+        self.say(evaluated=1)
+
+    def generation(self, event: Mapping[str, Any]) -> None:
+        self.say(stage=f"generation {event['generation'] + 1}")
+
+
+def attempt(request: Mapping[str, Any], pipe: int) -> int:
+    """Launch or resume, and return the exit code; an error is reported."""
+    reporter = Reporter(pipe)
+    if size := request.get("largest_file"):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    folder = Path(request["folder"])
+    try:
+        if (folder / "manifest.json").exists():
+            resume(folder, reporter, allow_changes=request.get("allow_changes", False))
+        else:
+            launch(load_recipe(Path(request["recipe"]), request.get("overrides", ())), folder, reporter)
+    except EvomergeError as error:
+        reporter.say(error=str(error), kind=type(error).__name__)
+        return 1
+    except BaseException as error:  # noqa: BLE001 - the test must see whatever it was
+        reporter.say(error=repr(error), kind=type(error).__name__)
+        return 3
+    return 0
+
+
+def serve(request: Mapping[str, Any]) -> dict[str, Any]:
+    reader, writer = os.pipe()
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os._exit(attempt(request, writer))
+    os.close(writer)
+    deadline = start + request.get("seconds", 120.0)
+    heard, alive = b"", True
+    while alive and select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        data = os.read(reader, 65536)
+        heard, alive = heard + data, bool(data)
+    if alive:
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with os.fdopen(reader, "rb") as pipe:
+        heard += pipe.read()
+    return summary(code, [json.loads(line) for line in heard.split(b"\n")[:-1]], time.monotonic() - start)
+
+
+def summary(code: int, messages: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    errors = [message for message in messages if "error" in message]
+    return {
+        "code": code,
+        "seconds": seconds,
+        "stages": [message["stage"] for message in messages if "stage" in message],
+        "evaluated": sum("evaluated" in message for message in messages),
+        "error": errors[0]["error"] if errors else None,
+        "kind": errors[0]["kind"] if errors else None,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        launch(load_recipe(Path(sys.argv[1])), Path(scratch) / "run", Reporter(os.open(os.devnull, os.O_WRONLY)))
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(serve(json.loads(line))) + "\n")
+        sys.stdout.flush()
