@@ -11,7 +11,15 @@ import torch
 import yaml
 
 from evomerge.checkpoint.lock import run_lock
-from evomerge.checkpoint.run import RECIPE, RunFolder, check_unchanged, create, read_manifest
+from evomerge.checkpoint.run import (
+    RECIPE,
+    RunFolder,
+    check_unchanged,
+    create,
+    environment_changes,
+    read_manifest,
+    refuse_existing,
+)
 from evomerge.checkpoint.scoring import Scoring
 from evomerge.engine import Search, Stop, Watch
 from evomerge.errors import FitnessError, RunError
@@ -54,6 +62,7 @@ def launch(recipe: Recipe, folder: Path, console: Console) -> Finished:
         Problems: everything that is wrong with the recipe's files, before anything heavy starts.
         RunError: the folder holds a run, or another process uses it.
     """
+    refuse_existing(folder)
     console.stage("checking recipe, fitness and experts")
     setup = build(resolve(recipe), console.stage)
     with run_lock(folder):
@@ -73,6 +82,8 @@ def resume(folder: Path, console: Console, *, allow_changes: bool = False) -> Fi
         setup = build(read_recipe(folder), console.stage)
         if not allow_changes:
             check_unchanged(folder, manifest(setup))
+        if changes := environment_changes(folder):
+            console.stage(f"note: scores may differ in the last digits, for this machine differs: {'; '.join(changes)}")
         return _run(setup, folder, console)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from string import Formatter
 from typing import Any
 
@@ -109,8 +110,9 @@ class FitnessSuite:
     @_both
     def test_is_deterministic(self, task: Task, split: Split) -> None:
         """The same model gets the same questions in the same order, and the same scores."""
-        assert _asked(task, split) == _asked(task, split)
-        assert _score(task, ScriptedModel(), split) == _score(task, ScriptedModel(), split)
+        _same(_asked(task, split), _asked(task, split), "asks differently the second time")
+        first, second = (_score(task, ScriptedModel(), split) for _ in range(2))
+        assert first == second, f"one model, two scores: {first} and {second}"
 
     @_both
     def test_does_not_show_the_answer_to_the_model(self, task: Task, split: Split) -> None:
@@ -127,7 +129,8 @@ class FitnessSuite:
             row | {name: other[name] for name in hidden} for row, other in zip(rows, others, strict=True)
         ]
         blind = dataclasses.replace(scorer, data=Data(lambda: {split: moved}))
-        assert _asked(dataclasses.replace(task, function=blind), split) == _asked(task, split)
+        asked = _asked(dataclasses.replace(task, function=blind), split)
+        _same(_asked(task, split), asked, f"the prompt shows {', '.join(hidden)}")
 
     @_both
     def test_perfect_answers_score_one(self, task: Task, split: Split) -> None:
@@ -142,13 +145,20 @@ class FitnessSuite:
     def test_a_mute_model_scores_less(self, task: Task, split: Split) -> None:
         """No text, and likelihoods that know nothing but the length."""
         self._known(task, split)
-        assert _score(task, ScriptedModel(), split).value < 1.0
+        value = _score(task, ScriptedModel(), split).value
+        assert value < 1.0, f"a model that knows nothing scores {value}"
 
     def _known(self, task: Task, split: Split) -> Pairs:
         pairs = self.answers(task, split)
         if not pairs:
             pytest.skip("its answers are not known: override `answers`")
         return pairs
+
+
+def _same(left: Pairs, right: Pairs, fault: str) -> None:
+    # Messages of our own: pytest explains the asserts of test files only.
+    for one, other in zip_longest(left, right):
+        assert one == other, f"{fault}: {one} and {other}"
 
 
 def _score(task: Task, model: ScriptedModel, split: Split) -> Score:

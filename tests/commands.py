@@ -47,7 +47,10 @@ def parse(arguments: list[str]) -> str:
     group = typer.main.get_command(app)
     try:
         with group.make_context("evomerge", list(arguments)) as context:
-            name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+            words = [*context._protected_args, *context.args]
+            if not words:
+                return ""
+            name, command, rest = group.resolve_command(context, words)
             command.make_context(name, rest, parent=context)
             return str(name)
     except typer.Exit:

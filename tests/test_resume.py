@@ -131,7 +131,7 @@ def results(folder: Path) -> dict[str, Any]:
         "events": ledger.events(),
         "ledger": ledger.digest(),
         "genomes": sorted(path.name for path in (folder / "genomes").iterdir()),
-        "snapshots": {path.name: path.read_bytes() for path in (folder / "snapshots").iterdir()},
+        "snapshot": max((folder / "snapshots").iterdir()).read_bytes(),  # older ones may wait to be removed
         "outcomes": (folder / "outcomes.jsonl").read_bytes(),
         **{name: (folder / name).read_bytes() for name in files},
     }
@@ -162,11 +162,11 @@ def test_kills_at_random_instants_change_nothing(
     disks: Counter[str] = Counter()
     stages: Counter[str] = Counter()
     finished = 0
-    while finished < 2 or disks.total() < 25 or len(disks) < 6:
+    while finished < 2 or disks.total() < 20:
         folder, attempts = tmp_path / f"killed-{finished}", 0
         while True:
             attempts += 1  # ever longer, so that every run gets to its end
-            answer = server.run(folder, seconds=random.uniform(0, duration * (0.1 + attempts / 8)))
+            answer = server.run(folder, seconds=random.uniform(0, duration * attempts / 8))
             if answer["code"] == 0:
                 break
             assert answer["code"] == -signal.SIGKILL, answer["error"]
@@ -228,7 +228,8 @@ def test_a_changed_recipe_is_refused_and_allowed_on_demand(server: Server, own, 
 def test_a_changed_fitness_file_is_refused_and_allowed_on_demand(server: Server, own, tmp_path: Path) -> None:
     recipe, _ = own
     folder = tmp_path / "run"
-    assert server.run(folder, recipe=str(recipe))["code"] == 0
+    first = server.run(folder, recipe=str(recipe))
+    assert (first["code"], first["error"]) == (0, None)
     (tmp_path / "likely.py").write_text(FITNESS.replace("x / 4", "x / 5"))
     answer = server.run(folder)
     assert (answer["code"], answer["kind"]) == (1, "RunError")

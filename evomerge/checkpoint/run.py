@@ -23,6 +23,7 @@ from evomerge.types import State
 
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
+ENVIRONMENT = "environment.json"
 
 
 class RunFolder:
@@ -48,17 +49,22 @@ class RunFolder:
         save_snapshot(self.path, state, self.store, self._keep)
 
 
-def create(path: Path, recipe_text: str, manifest: Mapping[str, Any]) -> None:
-    """Make the folder of a new run; the manifest comes last, so that a folder with one is whole."""
+def refuse_existing(path: Path) -> None:
+    """Raise ``RunError`` if the folder holds a run."""
     if (path / MANIFEST).exists():
         raise RunError(
             f"there is a run in {path} already",
             where=str(path),
             fix=f"Continue it with `evomerge resume {path}`, or choose another folder with --output.",
         )
+
+
+def create(path: Path, recipe_text: str, manifest: Mapping[str, Any]) -> None:
+    """Make the folder of a new run; the manifest comes last, so that a folder with one is whole."""
+    refuse_existing(path)
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / RECIPE, recipe_text)
-    write_json(path / "environment.json", environment())
+    write_json(path / ENVIRONMENT, environment())
     write_json(path / MANIFEST, manifest)
 
 
@@ -88,6 +94,12 @@ def check_unchanged(path: Path, manifest: Mapping[str, Any]) -> None:
             where=str(path / MANIFEST),
             fix="Put it back as it was, or start a new run; --allow-changes resumes all the same.",
         )
+
+
+def environment_changes(path: Path) -> list[str]:
+    """Return in what this machine differs from the one that the run was launched on."""
+    file = path / ENVIRONMENT
+    return differences(json.loads(file.read_bytes()), environment()) if file.is_file() else []
 
 
 def environment() -> dict[str, Any]:

@@ -116,7 +116,8 @@ class Data:
         for left, right in pairs:
             shared = self._entities(left) & self._entities(right)
             if shared:
-                what = f"{len(shared)} {self.entity or 'row'}{'s' if len(shared) > 1 else ''}"
+                noun = f"{'value' if self.entity else 'row'}{'s' if len(shared) > 1 else ''}"
+                what = f"{len(shared)} {noun}" + (f" of {self.entity!r}" if self.entity else "")
                 problems.append(
                     FitnessError(
                         f"fitness {name!r} shares {what} between {left!r} and {right!r}, e.g. {min(shared)}",

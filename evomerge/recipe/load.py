@@ -159,7 +159,7 @@ def _problem(item: Any, source: str, lines: dict[Place, str]) -> RecipeError:
     if item["type"] == "missing":
         return RecipeError(f"{name} is missing", where=where, fix=f"Add `{place[-1]}:`; see `evomerge new`.")
     message = item["msg"].replace("Input should", "it should").replace("Value error, ", "")
-    message = re.sub(r" or instance of \w+$|^Tuple (?=should)| after validation, not 0", "", message)
+    message = re.sub(r" or instance of \w+$| after validation, not 0", "", message).replace("Tuple should", "it should")
     cause = message if item["type"] == "value_error" else f"{name} = {item['input']!r}: {message}"
     return RecipeError(cause, where=where, fix="Correct the value.")
 

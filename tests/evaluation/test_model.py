@@ -174,10 +174,9 @@ def test_an_empty_continuation_is_certain(model):
     assert model.loglikelihood([("a", ""), ("b", "c")])[0] == 0.0
 
 
-def test_a_diverged_individual_gets_no_answer(model, make_adapter):
-    name = MODULES[0]
-    broken = {name: (torch.full((32, 2), torch.nan), torch.zeros(2, 32))}
-    model.wear(broken)
+def test_a_diverged_individual_gets_no_answer(model):
+    # Not in a query: attention on CPUs hides NaN scores.
+    model.wear({"model.layers.1.mlp.down_proj": (torch.full((32, 2), torch.nan), torch.zeros(2, 64))})
     with pytest.raises(FloatingPointError, match="logits are not numbers"):
         model.generate(["a"])
     with pytest.raises(FloatingPointError, match="logits are not numbers"):
@@ -221,7 +220,7 @@ def test_a_module_that_the_base_lacks_is_named(loaded):
     text = str(caught.value)
     assert "the base model has no module 'model.layers.2.self_attn.q_proj' that the experts adapt" in text
     assert "where: LlamaForCausalLM" in text
-    assert "Did you mean 'model.layers.0.self_attn.q_proj'?" in text or "model.layers.1.self_attn.q_proj" in text
+    assert "Use the base that the experts were trained on. Did you mean 'model.layers." in text
 
 
 def test_factors_without_a_slot_are_refused(loaded):

@@ -220,7 +220,7 @@ def test_every_operator_is_found_for_checking() -> None:
         "report.baselines.1": "ties",
         "report.baselines.2": "dare_ties",
     }
-    assert found.keys() <= {place for place in _places(data)}
+    assert found.keys() <= set(_places(data))
 
 
 def _places(data: object, above: str = "") -> list[str]:

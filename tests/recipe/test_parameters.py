@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from evomerge.recipe.load import parse_recipe
 from evomerge.recipe.operators import REGISTRIES
 from evomerge.recipe.schema import GeneticSpec, OperatorSpec, Part, StopSpec
 from evomerge.strategies.base import Experts, empty_state
-from evomerge.types import Failure, Score, Segment, State
+from evomerge.types import Score, Segment, State
 
 RECIPE = """\
 name: synthetic
@@ -79,7 +78,6 @@ CHANGES = {
     "merge method ties.lam": ("0.8",),
     "merge method task_arithmetic.lam": ("0.8",),
     "merge method dare_linear.density": ("0.7",),
-    "merge method dare_linear.compat": ("peft", "strategy.founders.merge={name: dare_linear, compat: peft}"),
     "merge method dare_ties.density": ("0.7",),
     "merge method dare_ties.compat": ("peft",),
     "stop.generations": ("3",),
@@ -91,8 +89,12 @@ PLACES = {
     "survivor selection": "strategy.survivors",
     "merge method": "strategy.crossover.merge",
 }
-# Truncation keeps the fittest, elites or not: more elites than places is the only thing it can tell.
-NO_SAY = {"strategy.name", "strategy.mutation.name", "survivor selection truncation.elites"}
+NO_SAY = {
+    "strategy.name",  # there is one, and one mutation
+    "strategy.mutation.name",
+    "survivor selection truncation.elites",  # the fittest are kept, elites or not
+    "merge method dare_linear.compat",  # differs on weights that do not sum to 1; crossover's always do
+}
 
 
 @pytest.mark.parametrize("parameter", CHANGES)
@@ -126,16 +128,7 @@ def test_no_parameter_is_left_out() -> None:
 def _leaves(part: type[Part] | type[OperatorSpec], place: str) -> Iterator[str]:
     for name, field in part.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Part) or name == "mutation":
+        if (isinstance(kind, type) and issubclass(kind, Part)) or name == "mutation":
             yield from _leaves(kind, f"{place}.{name}")
         else:
             yield f"{place}.{name}"
-
-
-def test_a_birth_that_failed_never_lives() -> None:
-    strategy = build_genetic(parse_recipe(RECIPE, "synthetic.yaml").strategy, SEGMENTS)
-    births = strategy.init(Experts(tuple("abcd"), FOUR), Key(0))
-    outcomes = [Failure("exception", "no"), *(Score(0.5) for _ in births.origins[1:])]
-    state = strategy.tell(empty_state(40), births, outcomes, Key(0))
-    assert births.digests[0] not in {member.digest for member in state.members}
-    assert replace(state, generation=5).digest != state.digest

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from evomerge.evaluation.fitness import Fitness, Task
+from evomerge.evaluation.local import LocalEvaluator, score
+from evomerge.evaluation.model import Model, load_base
+from evomerge.experts.pool import load_pool
+from evomerge.spaces import build_space
+from evomerge.testing import ScriptedModel
+from evomerge.types import Failure, Score
+
+PAIRS = [("one", " two"), ("a", "b")]
+
+
+def fitness(function, tmp_path):
+    (tmp_path / "mine.py").touch()
+    return Fitness((Task("mine", function, tmp_path / "mine.py"),))
+
+
+def forever(model, split):
+    while True:
+        pass
+
+
+def forever_swallowing(model, split):
+    while True:
+        with contextlib.suppress(Exception):
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("function", [forever, forever_swallowing, lambda *_: time.sleep(60)])
+def test_an_endless_fitness_is_a_failure_at_the_time_limit(function, tmp_path):
+    start = time.perf_counter()
+    result = score(ScriptedModel(), fitness(function, tmp_path), "search", time_limit=0.2)
+    assert result == Failure("time_limit", "the fitness took longer than 0.2 s")
+    assert time.perf_counter() - start < 1.0
+
+
+def test_the_time_limit_leaves_nothing_behind(tmp_path):
+    before = signal.getsignal(signal.SIGALRM)
+    for function in (forever, lambda *_: 1.0):
+        score(ScriptedModel(), fitness(function, tmp_path), "search", time_limit=0.1)
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_in_another_thread_a_fitness_is_scored_without_a_limit(tmp_path):
+    results = []
+    job = fitness(lambda *_: 0.5, tmp_path)
+    thread = threading.Thread(target=lambda: results.append(score(ScriptedModel(), job, "search", time_limit=5)))
+    thread.start()
+    thread.join()
+    assert [result.value for result in results] == [0.5]
+
+
+@pytest.fixture(scope="module")
+def pool(make_adapter):
+    return load_pool([make_adapter(f"e{i}", seed=i, rank=2 + i) for i in range(3)])
+
+
+@pytest.fixture(scope="module")
+def space(pool):
+    return build_space("subspace", pool)
+
+
+@pytest.fixture
+def model(pico_base, space):
+    return Model(*load_base(pico_base, "float32", "cpu"), tuple(space.modules))
+
+
+def genomes(space, pool):
+    return torch.stack([space.encode(expert) for expert in pool.adapters])
+
+
+def test_outcomes_are_those_of_each_expert_in_order(model, space, pool, tmp_path):
+    job = fitness(lambda model, split: model.loglikelihood(PAIRS), tmp_path)
+    results = list(LocalEvaluator(model, space).evaluate(genomes(space, pool), job, "search"))
+    assert [row for row, _ in results] == [0, 1, 2]
+    for expert, (_, result) in zip(pool.adapters, results, strict=True):
+        model.wear({name: (f.scale * f.B, f.A) for name, f in expert.factors.items()})
+        assert result.examples["mine"] == pytest.approx(model.loglikelihood(PAIRS), rel=1e-4)
+
+
+def test_one_failure_does_not_touch_the_others(model, space, pool, tmp_path):
+    scored = []
+
+    def second_fails(model, split):
+        scored.append(model)
+        if len(scored) == 2:
+            raise ValueError("no")
+        return model.loglikelihood(PAIRS)
+
+    def all_well(model, split):
+        return model.loglikelihood(PAIRS)
+
+    evaluator = LocalEvaluator(model, space)
+    found = dict(evaluator.evaluate(genomes(space, pool), fitness(second_fails, tmp_path), "search"))
+    well = dict(evaluator.evaluate(genomes(space, pool), fitness(all_well, tmp_path), "search"))
+    assert found == {0: well[0], 1: Failure("exception", "ValueError: no"), 2: well[2]}
+
+
+def test_a_genome_of_nan_is_a_failure(model, space, pool, tmp_path):
+    stack = genomes(space, pool)
+    stack[1] = torch.nan
+    job = fitness(lambda model, split: model.generate(["a"], max_new_tokens=2) and 1.0, tmp_path)
+    results = dict(LocalEvaluator(model, space).evaluate(stack, job, "search"))
+    assert isinstance(results[0], Score) and isinstance(results[2], Score)
+    assert results[1] == Failure("not_finite", "the individual's logits are not numbers (NaN)")
+
+
+def test_the_split_reaches_the_fitness_and_the_base_is_bare_after(model, space, pool, tmp_path):
+    plain = model.loglikelihood(PAIRS)
+    splits = []
+    job = fitness(lambda model, split: splits.append(split) or 1.0, tmp_path)
+    list(LocalEvaluator(model, space).evaluate(genomes(space, pool), job, "final"))
+    assert splits == ["final"] * 3
+    assert model.loglikelihood(PAIRS) == plain

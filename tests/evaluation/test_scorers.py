@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+
+from evomerge.evaluation.data import Data
+from evomerge.evaluation.model import Model, load_base
+from evomerge.evaluation.scorers import Generation, MultipleChoice, exact_match, render
+from evomerge.testing import ScriptedModel
+
+DATA = Data(
+    lambda: {
+        "train": [{"country": "Peru", "capital": "Lima"}],
+        "search": [{"country": "Chad", "capital": "N'Djamena"}, {"country": "Italy", "capital": "Rome"}],
+        "final": [{"country": "Cuba", "capital": "Havana"}],
+    }
+)
+CAPITALS = Generation(data=DATA, prompt="Capital of {country}:", answer=" {capital}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("Rome", " Rome", 1.0),
+        (" rome.\n", "Rome", 1.0),
+        ("STRASSE", "Straße", 1.0),
+        ("Washington, D.C", "Washington, D.C.", 1.0),
+        ("Rome, Italy", "Rome", 0.0),
+        ("Rom", "Rome", 0.0),
+        ("", "Rome", 0.0),
+        ("3.0", "3", 0.0),
+    ],
+)
+def test_exact_match(answer, reference, score):
+    assert exact_match(answer, reference) == score
+
+
+def test_a_template_or_a_function_makes_a_text():
+    assert render("{a} + {b:02d}", {"a": 1, "b": 2}) == "1 + 02"
+    assert render(lambda row: f"{{{row['a']}}}", {"a": 1}) == "{1}"
+
+
+def test_each_row_is_scored_by_its_own_answer():
+    model = ScriptedModel([("Capital of Chad:", " Rome"), ("Capital of Italy:", " rome.\nItaly")])
+    assert CAPITALS(model, "search") == [0.0, 1.0]
+    assert [prompt for prompt, _ in model.asked] == ["Capital of Chad:", "Capital of Italy:"]
+
+
+def test_an_answer_that_cannot_be_parsed_scores_zero():
+    def parse(text):
+        return text.split("=")[1] if "=" in text else None
+
+    scorer = Generation(data=DATA, prompt="{country}", answer="{capital}", parse=parse, match=lambda *_: 0.75)
+    model = ScriptedModel([("Chad", "no sign"), ("Italy", "x = Rome")])
+    assert scorer(model, "search") == [0.0, 0.75]
+
+
+def test_pairs_are_what_an_expert_is_trained_on():
+    assert CAPITALS.pairs("train") == [("Capital of Peru:", " Lima")]
+    assert choice().pairs("train") == [("Capital of Peru:", " Lima")]
+
+
+def choice(**changes):
+    return MultipleChoice(
+        data=DATA,
+        prompt="Capital of {country}:",
+        options=lambda row: [" Buenos Aires", f" {row['capital']}", " X"],
+        answer=lambda row: 1,
+        **changes,
+    )
+
+
+class Likely(ScriptedModel):
+    """Gives each text the log-likelihood of a table."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def loglikelihood(self, pairs):
+        return [self.table[text] for _, text in pairs]
+
+
+def test_multiple_choice_takes_the_likeliest_option():
+    model = Likely({" Buenos Aires": -5.0, " N'Djamena": -4.0, " Rome": -6.0, " X": -9.0})
+    assert choice()(model, "search") == [1.0, 0.0]
+
+
+def test_normalize_divides_by_the_characters_of_an_option_without_its_space():
+    # Plain: X. Divided by 12, 9 (or 4) and 1 characters: -1.0, -0.9 (or -2.0), -4.0.
+    model = Likely({" Buenos Aires": -12.0, " N'Djamena": -8.1, " Rome": -8.0, " X": -4.0})
+    assert choice()(model, "search") == [0.0, 0.0]
+    assert choice(normalize=True)(model, "search") == [1.0, 0.0]
+
+
+def test_multiple_choice_with_a_real_model(pico_base):
+    model = Model(*load_base(pico_base, "float32", "cpu"))
+    options = ["a", "b", "c", "d"]
+    data = Data(lambda: {"search": [{"x": str(i)} for i in range(9)]})
+    scorers = [
+        MultipleChoice(data=data, prompt="{x}", options=lambda _: options, answer=lambda _, i=i: i) for i in range(4)
+    ]
+    chosen = [scorer(model, "search") for scorer in scorers]
+    assert [sum(column) for column in zip(*chosen, strict=True)] == [1.0] * 9  # one option each
+    for row, column in enumerate(zip(*chosen, strict=True)):
+        values = [model.loglikelihood([(str(row), option)])[0] for option in options]
+        assert column.index(1.0) == max(range(4), key=values.__getitem__)

@@ -1,0 +1,182 @@
+"""The house: imports point one way, pieces stay small, and what is heavy waits until it is needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "evomerge"
+
+# From the bottom up. Names in one tuple are siblings and do not import each other; each may import what is below.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("types", "keys", "errors"),
+    ("registry", "files", "shipped"),
+    ("experts",),
+    ("spaces",),
+    ("variation", "selection", "evaluation"),
+    ("strategies", "training", "analysis"),
+    ("recipe", "checkpoint", "report"),
+    ("plan",),
+    ("engine",),
+    ("outputs",),
+    ("launch",),
+    ("workbench",),
+    ("cli", "testing"),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# The arrow that an order of layers cannot forbid: a strategy sees outcomes, never a fitness.
+FORBIDDEN = {("strategies", "evaluation")}
+MAX_FILE, MAX_FUNCTION = 300, 40
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its dotted name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield what a file imports when it runs, at its top or in a function; not what only type checkers read."""
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def graph() -> dict[str, set[str]]:
+    """Return which modules of the package each module imports."""
+    known = modules()
+    return {name: {found for found in imports(path) if found in known} - {name} for name, path in known.items()}
+
+
+def part(module: str) -> str:
+    """Return the name in ``LAYERS`` that a module belongs to; "" for the package itself, which only has lazy names."""
+    return f"{module}.".split(".")[1]
+
+
+def breaches(importer: str, imported: str) -> bool:
+    """Return whether one module may not import the other."""
+    low, high = part(imported), part(importer)
+    if not low or low == high:
+        return False
+    return not high or LEVEL[low] >= LEVEL[high] or (high, low) in FORBIDDEN
+
+
+def test_every_part_has_its_layer() -> None:
+    assert {part(name) for name in modules()} - {""} <= LEVEL.keys()
+    assert len(modules()) > 60
+
+
+def test_imports_point_one_way() -> None:
+    found = [f"{name} imports {other}" for name, others in graph().items() for other in others if breaches(name, other)]
+    assert not found
+
+
+def test_there_is_no_cycle() -> None:
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "wrong"),
+    [
+        ("evomerge.strategies.genetic", "evomerge.evaluation.model", True),
+        ("evomerge.variation.mutate", "evomerge.selection.parents", True),
+        ("evomerge.experts.pool", "evomerge.spaces", True),
+        ("evomerge.report.table", "evomerge.checkpoint.run", True),
+        ("evomerge.engine", "evomerge.launch", True),
+        ("evomerge", "evomerge.types", True),
+        ("evomerge.spaces", "evomerge.experts.pool", False),
+        ("evomerge.training.experts", "evomerge.evaluation.fitness", False),
+        ("evomerge.variation.merge.ties", "evomerge.variation.merge", False),
+        ("evomerge.cli", "evomerge", False),
+    ],
+)
+def test_the_rule_itself(importer: str, imported: str, wrong: bool) -> None:
+    assert breaches(importer, imported) is wrong
+
+
+def test_imports_in_functions_count_and_those_for_type_checkers_do_not(tmp_path: Path) -> None:
+    file = tmp_path / "example.py"
+    file.write_text(
+        "import a.b\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import unseen\n"
+        "def late():\n    from c import d\n"
+    )
+    assert set(imports(file)) == {"a.b", "typing", "typing.TYPE_CHECKING", "c", "c.d"}
+
+
+def test_the_package_never_imports_what_users_copy() -> None:
+    for name, path in modules().items():
+        roots = {found.partition(".")[0] for found in imports(path)}
+        assert not roots & {"fitness", "populations", "tests", "benchmarks", "conftest"}, name
+
+
+def test_one_module_runs_the_model_and_none_is_random() -> None:
+    for name, path in modules().items():
+        found = set(imports(path))
+        if part(name) in ("types", "registry", "spaces", "variation", "selection", "strategies"):
+            assert not {module.partition(".")[0] for module in found} & {"transformers", "peft", "datasets"}, name
+        assert "random" not in found or name == "evomerge.keys", name
+
+
+def test_files_are_short() -> None:
+    files = [*modules().values(), *(ROOT / "fitness").rglob("*.py")]
+    long = {path.name: lines for path in files if (lines := len(path.read_text().splitlines())) > MAX_FILE}
+    assert not long
+
+
+def test_functions_are_short() -> None:
+    long = {}
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                # Documentation is not what makes a function long.
+                own = node.body[0].end_lineno or 0 if ast.get_docstring(node) else node.lineno
+                head = node.body[0].lineno - node.lineno if ast.get_docstring(node) else 0
+                if (lines := head + node.end_lineno - own) > MAX_FUNCTION:
+                    long[f"{path.name}: {node.name}"] = lines
+    assert not long
+
+
+@pytest.mark.parametrize("code", ["import evomerge", "from evomerge.cli import main; main()"])
+def test_nothing_heavy_is_imported_for_nothing(code: str) -> None:
+    show = "import sys, atexit; atexit.register(lambda: print('|', *sys.modules)); sys.argv = ['evomerge', '--help']\n"
+    done = subprocess.run([sys.executable, "-c", show + code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.rpartition("|")[2].split())
+    assert "evomerge" in loaded
+    assert not loaded & {"torch", "transformers", "peft", "ray", "numpy", "datasets", "deap", "pydantic"}
+
+
+def test_help_takes_a_moment() -> None:
+    def best(*command: str) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *command], capture_output=True, check=True)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    bare = best("-c", "pass")
+    # Where starting Python itself takes long (a busy or slow machine), so may the help, in proportion.
+    assert best("-c", "from evomerge.cli import main; main()", "--help") < max(0.3, 15 * bare)

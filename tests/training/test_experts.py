@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evomerge.errors import ExpertError, FitnessError
+from evomerge.evaluation.data import Data
+from evomerge.evaluation.fitness import Task
+from evomerge.evaluation.model import load_base
+from evomerge.evaluation.scorers import Generation
+from evomerge.experts.adapter import read_adapter
+from evomerge.keys import Key
+from evomerge.training.experts import Job, train_experts
+from evomerge.training.lora import LoraSpec
+
+SPEC = LoraSpec(rank=2, alpha=4, steps=3, batch_size=2, target_modules=("q_proj", "v_proj"))
+NAMES = ("first", "second", "third")
+
+
+class Log:
+    """Keeps what it is told; raises at a step of an expert if asked to."""
+
+    def __init__(self, stop_at: tuple[str, int] | None = None) -> None:
+        self.stop_at = stop_at
+        self.trained: list[str] = []
+        self.skipped: list[str] = []
+
+    def stage(self, text: str) -> None: ...
+
+    def expert(self, name: str, number: int, total: int) -> None:
+        self.trained.append(name)
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        if (self.trained[-1], done) == self.stop_at:
+            raise KeyboardInterrupt
+
+    def kept(self, name: str) -> None:
+        self.skipped.append(name)
+
+
+def task(name, train):
+    data = Data(lambda: {"train": train, "search": [], "final": []})
+    return Task(name, Generation(data=data, prompt="{q}", answer=" {a}"), Path(f"{name}.py"))
+
+
+def jobs(spec=SPEC):
+    return [Job(name, task(name, [{"q": name, "a": i} for i in range(4)]), spec) for name in NAMES]
+
+
+def train(folder, base, log=None, wanted=None):
+    log = log or Log()
+    train_experts(wanted or jobs(), folder, lambda: load_base(base, "float32", "cpu"), Key(0), log)
+    return log
+
+
+def digests(folder):
+    return {name: read_adapter(folder / name).digest for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def whole(pico_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts") / "made"
+    assert train(folder, pico_base).trained == list(NAMES)
+    return folder
+
+
+def test_each_expert_is_a_folder_as_peft_saves_it(whole):
+    assert sorted(path.name for path in whole.iterdir()) == sorted(NAMES)
+    assert len(set(digests(whole).values())) == 3
+    config = read_adapter(whole / "first").config
+    assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (2, 4, ["q_proj", "v_proj"])
+
+
+def test_what_exists_is_kept(whole, pico_base):
+    before = digests(whole)
+    times = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    log = train(whole, pico_base)
+    assert (log.trained, log.skipped) == ([], list(NAMES))
+    assert digests(whole) == before
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == times
+
+
+def test_the_order_and_the_others_do_not_matter(whole, pico_base, tmp_path):
+    train(tmp_path, pico_base, wanted=jobs()[2:])
+    train(tmp_path, pico_base, wanted=jobs()[::-1])
+    assert digests(tmp_path) == digests(whole)
+
+
+def test_an_interrupted_training_goes_on_at_the_next_expert(whole, pico_base, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, pico_base, Log(stop_at=("second", 2)))
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    log = train(tmp_path, pico_base)
+    assert (log.skipped, log.trained) == (["first"], ["second", "third"])
+    assert digests(tmp_path) == digests(whole)
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+import test_experts
+
+class Slow(test_experts.Log):
+    def step(self, done, total, loss):
+        print(self.trained[-1], done, flush=True)
+        if self.trained[-1] == "second":
+            import time
+            time.sleep(60)
+
+test_experts.train(Path(sys.argv[1]), sys.argv[2], Slow())
+"""
+
+
+def test_a_killed_training_goes_on_at_the_next_expert(whole, pico_base, tmp_path):
+    command = [sys.executable, "-c", CHILD, str(tmp_path), str(pico_base), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("second"):
+                break
+        os.kill(child.pid, signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert read_adapter(tmp_path / "first").digest == digests(whole)["first"]
+    assert not (tmp_path / "second").exists()
+    assert train(tmp_path, pico_base).skipped == ["first"]
+    assert digests(tmp_path) == digests(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"rank": 3}, "expert 'first' exists with rank 2, the recipe says 3"),
+        ({"alpha": 8.0}, "expert 'first' exists with alpha 4, the recipe says 8.0"),
+        ({"rslora": True}, "expert 'first' exists with rslora False, the recipe says True"),
+        (
+            {"target_modules": ("v_proj",)},
+            "expert 'first' exists with target_modules ('q_proj', 'v_proj'), the recipe says ('v_proj',)",
+        ),
+    ],
+)
+def test_an_expert_trained_in_another_way_is_not_taken(change, text, whole, pico_base):
+    other = LoraSpec(**{**vars(SPEC), **change})
+    with pytest.raises(ExpertError) as caught:
+        train(whole, pico_base, wanted=jobs(other))
+    assert str(caught.value) == (
+        f"{text}\n  where: {whole / 'first'}\n  to do: Remove the folder to train it anew, or correct the recipe."
+    )
+
+
+def test_a_task_without_training_rows_is_refused_before_any_training(pico_base, tmp_path):
+    log = Log()
+    wanted = [jobs()[0], Job("empty", task("bare", []), SPEC)]
+    with pytest.raises(FitnessError) as caught:
+        train(tmp_path, pico_base, log, wanted)
+    assert caught.value.cause == "task 'bare' has no training rows for expert 'empty'"
+    assert caught.value.where == "bare.py"
+    assert "Give its data a `train` split, and use a scorer that knows the answers" in caught.value.fix
+    assert (log.trained, list(tmp_path.iterdir())) == ([], [])
+
+
+def test_a_function_knows_no_answers_to_train_on(pico_base, tmp_path):
+    wanted = [Job("first", Task("mine", lambda model, split: 1.0, Path("mine.py")), SPEC)]
+    with pytest.raises(FitnessError, match="task 'mine' has no training rows for expert 'first'"):
+        train(tmp_path, pico_base, wanted=wanted)
