@@ -99,8 +99,10 @@ class Search:
         return state
 
     def _record_births(self, folder: RunFolder, number: int, births: Births, scored: Sequence[Scored]) -> None:
-        for genome, digest, origin, one in zip(births.genomes, births.digests, births.origins, scored, strict=True):
-            event: dict[str, Any] = {"event": "birth", "generation": number, "individual": digest}
+        rows = zip(births.genomes, births.digests, births.origins, scored, strict=True)
+        for row, (genome, digest, origin, one) in enumerate(rows):
+            # The row tells equal siblings apart.
+            event: dict[str, Any] = {"event": "birth", "generation": number, "row": row, "individual": digest}
             event |= {
                 "operator": origin.operator,
                 "parents": list(origin.parents),

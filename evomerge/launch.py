@@ -80,8 +80,7 @@ def resume(folder: Path, console: Console, *, allow_changes: bool = False) -> Fi
     with run_lock(folder):
         console.stage("checking that nothing has changed")
         setup = build(read_recipe(folder), console.stage)
-        if not allow_changes:
-            check_unchanged(folder, manifest(setup))
+        check_unchanged(folder, manifest(setup), allow_changes=allow_changes)
         if changes := environment_changes(folder):
             console.stage(f"note: scores may differ in the last digits, for this machine differs: {'; '.join(changes)}")
         return _run(setup, folder, console)

@@ -195,7 +195,7 @@ def own(pico_base: Path, experts: list[Path], tmp_path: Path) -> tuple[Path, lis
 
     copies = [Path(shutil.copytree(expert, tmp_path / "experts" / expert.name)) for expert in experts]
     (tmp_path / "likely.py").write_text(FITNESS)
-    return write_run(tmp_path, pico_base, copies, stop={"generations": 1}, space={"name": "factors"}), copies
+    return write_run(tmp_path, pico_base, copies, stop={"generations": 1}), copies
 
 
 def edit(file: Path, place: str, value: Any) -> None:
@@ -211,8 +211,7 @@ def edit(file: Path, place: str, value: Any) -> None:
 def test_a_changed_recipe_is_refused_and_allowed_on_demand(server: Server, own, tmp_path: Path) -> None:
     recipe, _ = own
     folder = tmp_path / "run"
-    overrides = ["space.name=subspace"]
-    assert server.run(folder, recipe=str(recipe), overrides=overrides)["code"] == 0
+    assert server.run(folder, recipe=str(recipe))["code"] == 0
     edit(folder / "recipe.yaml", "strategy.population", 6)
     edit(folder / "recipe.yaml", "stop.generations", 2)
     answer = server.run(folder)
@@ -240,9 +239,9 @@ def test_a_changed_fitness_file_is_refused_and_allowed_on_demand(server: Server,
 def test_changed_weights_of_an_expert_are_refused_and_allowed_on_demand(server: Server, own, tmp_path: Path) -> None:
     recipe, copies = own
     folder, exact = tmp_path / "run", tmp_path / "exact"
-    ranks = ["experts=" + json.dumps([str(copies[0])])]
-    assert server.run(folder, recipe=str(recipe), overrides=ranks)["code"] == 0
-    assert server.run(exact, recipe=str(recipe), overrides=["space.name=subspace"])["code"] == 0
+    alone = ["space.name=factors", "experts=" + json.dumps([str(copies[0])])]
+    assert server.run(folder, recipe=str(recipe), overrides=alone)["code"] == 0
+    assert server.run(exact, recipe=str(recipe))["code"] == 0
     weights = copies[0] / "adapter_model.safetensors"
     tensors = {name: tensor * 1.5 for name, tensor in safetensors.torch.load_file(weights).items()}
     safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
@@ -251,10 +250,11 @@ def test_changed_weights_of_an_expert_are_refused_and_allowed_on_demand(server: 
     assert "experts.ant: it was '" in answer["error"]
     assert "bee" not in answer["error"]
     assert server.run(folder, allow_changes=True)["code"] == 0
-    # In the subspace of other experts the numbers of a genome mean something else: nothing can allow that.
+    # In the subspace of other experts a genome's numbers mean something else: nothing can allow that.
     answer = server.run(exact, allow_changes=True)
     assert (answer["code"], answer["kind"]) == (1, "RunError")
-    assert "experts.ant" in answer["error"] and "genome space" in answer["error"]
+    assert "its genomes mean nothing in the genome space of other experts: experts.ant: it was" in answer["error"]
+    assert answer["error"].endswith("to do: Put it back as it was, or start a new run.")
 
 
 def test_a_run_folder_in_use_is_refused(server: Server, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
@@ -349,13 +349,29 @@ def resize(disk: Path, size: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
 def test_a_full_disk_is_told_and_freeing_space_mends_the_run(
     server: Server, undisturbed: tuple[Path, float], disk: Path
 ) -> None:
-    used = sum(path.stat().st_blocks * 512 for path in undisturbed[0].rglob("*"))
-    stages = set()
-    for share in SHARES:
-        folder = disk / f"run-{share}"
-        resize(disk, 2 * sum(path.stat().st_blocks * 512 for path in disk.rglob("*")) + 4096)
+    folder = disk / "run"
+    whole = size_of(undisturbed[0])
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        resize(disk, int(share * whole))
         answer = server.run(folder)
-        print(share, answer["stages"][-1:], answer["error"])
+        print(share, answer["code"], answer["stages"][-1:], answer["error"], size_of(folder))
+    resize(disk, 4 * whole)
+    assert server.run(folder)["code"] == 0
+    assert results(folder) == results(undisturbed[0])
+
+
+def test_x(server: Server, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for limit in (1500, 2500, 3000, 4000, 5000, 7000, 9000, 12000, 15000, 20000, 30000):
+        answer = server.run(folder, largest_file=limit)
+        print(limit, answer["code"], answer["stages"][-1:], answer["error"], size_of(folder))
+    assert server.run(folder)["code"] == 0
+    assert results(folder) == results(undisturbed[0])

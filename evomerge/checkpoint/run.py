@@ -85,14 +85,21 @@ def differences(before: Any, now: Any, place: str = "") -> list[str]:
     return [] if before == now else [f"{place}: it was {before!r}, it is {now!r}"]
 
 
-def check_unchanged(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse to resume a run whose recipe, fitness files, data or experts are no longer those it started with."""
+def check_unchanged(path: Path, manifest: Mapping[str, Any], *, allow_changes: bool = False) -> None:
+    """Refuse to resume a run whose recipe, fitness files, data or experts are no longer those it started with.
+
+    Other experts that span another genome space cannot be allowed: the run's genomes are coordinates in the old one.
+    """
     changed = differences(read_manifest(path), manifest)
-    if changed:
+    places = {difference.partition(":")[0].partition(".")[0] for difference in changed}
+    elsewhere = {"experts", "space"} <= places
+    if elsewhere or (changed and not allow_changes):
+        fix = "Put it back as it was, or start a new run"
+        why = ", and its genomes mean nothing in the genome space of other experts" if elsewhere else ""
         raise RunError(
-            "the run was started with something else: " + "; ".join(changed),
+            f"the run was started with something else{why}: " + "; ".join(changed),
             where=str(path / MANIFEST),
-            fix="Put it back as it was, or start a new run; --allow-changes resumes all the same.",
+            fix=f"{fix}." if elsewhere else f"{fix}; --allow-changes resumes all the same.",
         )
 
 

@@ -114,7 +114,8 @@ def read_adapter(folder: Path | str, name: str | None = None) -> Adapter:
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
     if not folder.is_dir():
-        raise ExpertError(f"Expert {name!r}: there is no folder {folder}", where=str(folder))
+        fix = "Give a PEFT folder; `evomerge train RECIPE` makes those of a recipe's `train:` section."
+        raise ExpertError(f"Expert {name!r}: there is no folder {folder}", where=str(folder), fix=fix)
     path = folder / CONFIG
     if not path.is_file():
         fix = "Give the folder that PEFT's save_pretrained wrote."

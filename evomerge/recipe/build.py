@@ -14,7 +14,7 @@ from evomerge.errors import EvomergeError, Problems
 from evomerge.evaluation.fitness import Fitness, build_fitness, load_task
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
-from evomerge.experts.base import resolve_base
+from evomerge.experts.base import must_fetch, resolve_base
 from evomerge.experts.pool import Pool, load_pool
 from evomerge.keys import Key
 from evomerge.recipe.operators import registry_at
@@ -86,8 +86,13 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setu
     fitness = _collect(problems, lambda: load_fitness(recipe))
     if fitness:
         problems += fitness.check()
-    base = _collect(problems, lambda: str(resolve_base(recipe.base, progress)))
-    pool = _collect(problems, lambda: load_pool(recipe.experts, base))
+    pool = _collect(problems, lambda: load_pool(recipe.experts))
+    # A base that must be fetched is fetched only when all that is cheap to check is right.
+    base = None
+    if not (problems and must_fetch(recipe.base)):
+        base = _collect(problems, lambda: str(resolve_base(recipe.base, progress)))
+    if pool and base:
+        pool = _collect(problems, lambda: load_pool(recipe.experts, base))
     space = _collect(problems, lambda: build_space(recipe.space.name, pool)) if pool else None
     if problems or fitness is None or pool is None or space is None:
         raise Problems(problems)

@@ -169,7 +169,7 @@ class ExpertSpec(Part):
     target_modules: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
     steps: Count = 48
     batch_size: Count = 16
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 5e-4
 
 
 class TrainSpec(Part):

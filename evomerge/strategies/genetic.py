@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from evomerge.errors import RecipeError
 from evomerge.keys import Key
 from evomerge.strategies.base import Candidates, Experts, next_state
 from evomerge.types import Births, Origin, Outcome, Segment, State, digest_tensor
@@ -77,7 +78,17 @@ class Genetic:
     survive: Callable[..., tuple[int, ...]]
 
     def init(self, experts: Experts, key: Key) -> Births:
-        """Return the experts, then merges of shuffled expert pairs until the population is full."""
+        """Return the experts, then merges of shuffled expert pairs until the population or the pairs are used up.
+
+        Raises:
+            RecipeError: pairs alone are asked of a single expert.
+        """
+        if self.founders.source == "pairs" and len(experts.names) < 2:
+            raise RecipeError(
+                f"founders of source 'pairs' need at least 2 experts; the pool has {len(experts.names)}",
+                where="strategy.founders.source",
+                fix="Use `source: experts`, or add experts.",
+            )
         rows: list[torch.Tensor] = []
         origins: list[Origin] = []
         if self.founders.source != "pairs":

@@ -26,7 +26,7 @@ class LoraSpec:
     target_modules: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
     steps: int = 48
     batch_size: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     warmup: float = 0.1
 
 

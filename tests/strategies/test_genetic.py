@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import evomerge
+from evomerge.errors import RecipeError
 from evomerge.keys import Key
 from evomerge.recipe.build import build_genetic
 from evomerge.recipe.schema import GeneticSpec
@@ -114,6 +115,15 @@ def test_another_seed_pairs_other_experts() -> None:
         for seed in range(5)
     }
     assert len(found) == 5
+
+
+def test_one_expert_makes_no_pair() -> None:
+    with pytest.raises(RecipeError) as caught:
+        genetic(founders={"source": "pairs"}).init(experts(1), KEY)
+    assert caught.value.cause == "founders of source 'pairs' need at least 2 experts; the pool has 1"
+    assert caught.value.where == "strategy.founders.source"
+    assert caught.value.fix == "Use `source: experts`, or add experts."
+    assert len(genetic(founders={"source": "both"}).init(experts(1), KEY).origins) == 1
 
 
 # Births
@@ -223,7 +233,9 @@ def test_who_cannot_be_scored_neither_lives_nor_becomes_a_parent_later() -> None
         # By content, as a real fitness would: an equal genome fails again.
         failed = [digest for digest in births.digests if int(digest, 16) % 2]
         dead.update(failed)
-        return [DEAD if digest in failed else found for digest, found in zip(births.digests, score(births), strict=True)]
+        return [
+            DEAD if digest in failed else found for digest, found in zip(births.digests, score(births), strict=True)
+        ]
 
     births = strategy.init(experts(), KEY.at(0))
     state = strategy.tell(empty_state(DIMENSION), births, half_fail(births), KEY.at(0))
@@ -260,7 +272,9 @@ def test_a_genome_that_lives_is_not_doubled() -> None:
 
 
 def test_the_best_ever_is_kept_though_it_does_not_survive() -> None:
-    cruel = replace(genetic(population=3), survive=lambda fitness, size, key: tuple(np.argsort(fitness)[:size].tolist()))
+    cruel = replace(
+        genetic(population=3), survive=lambda fitness, size, key: tuple(np.argsort(fitness)[:size].tolist())
+    )
     births = cruel.init(experts(), KEY.at(0))
     state = cruel.tell(empty_state(DIMENSION), births, score(births), KEY.at(0))
     top = int(torch.stack([row.sum() for row in births.genomes]).argmax())
