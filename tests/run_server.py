@@ -1,8 +1,9 @@
 """A fork server for runs on the pico base: everything is imported once, each attempt at a run is a forked child.
 
 Each line of its input is a JSON request: ``recipe`` (launch it, or resume where the folder holds a run), ``folder``,
-and optionally ``seconds`` (SIGKILL then), ``allow_changes``, ``overrides``, ``largest_file`` (bytes). The answer is
-one JSON line: the child's exit code, its error, the stages that it went through, how many genomes it evaluated.
+and optionally ``seconds`` (SIGKILL then; counted from the beginning of the stage ``after``, if one is named),
+``allow_changes``, ``overrides``, ``largest_file`` (bytes). The answer is one JSON line: the child's exit code, its
+error, the stages that it went through and when they began, how many genomes it evaluated.
 The recipe on its command line is run once in the server itself, so that whatever is imported late is there too.
 """
 
@@ -16,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ from evomerge.errors import EvomergeError
 from evomerge.launch import launch, resume
 from evomerge.plan import Plan
 from evomerge.recipe.load import load_recipe
+
+LONG = 120.0  # seconds: no run on the pico base takes longer
+_ORDER = ("start", "checking", "loading", "founders", "generation", "opening")
+
+
+def order(stage: str) -> tuple[int, int]:
+    """Return when in a run a stage comes."""
+    word, _, number = stage.partition(" ")
+    return (_ORDER.index(word), int(number or 0)) if word in _ORDER else (0, 0)
 
 
 class Reporter:
@@ -38,10 +48,11 @@ class Reporter:
         os.write(self._pipe, json.dumps(message).encode() + b"\n")
 
     def stage(self, text: str) -> None:
-        self.say(stage=text)
+        word, *_, last = text.split()
+        self.say(stage=f"generation {int(last) + 1}" if word == "continuing" else word)
 
     def plan(self, plan: Plan) -> None:
-        self.say(stage="founders", seconds_each=plan.seconds_each)
+        self.say(stage="founders")
 
     def tick(self, done: int, total: int) -> None:
         self.say(evaluated=1)
@@ -79,17 +90,28 @@ def serve(request: Mapping[str, Any]) -> dict[str, Any]:
         os.close(reader)
         os._exit(attempt(request, writer))
     os.close(writer)
-    deadline = start + request.get("seconds", 120.0)
-    heard, alive = b"", True
-    while alive and select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        data = os.read(reader, 65536)
-        heard, alive = heard + data, bool(data)
-    if alive:
-        os.kill(child, signal.SIGKILL)
+    messages = list(listen(reader, child, request, start))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    with os.fdopen(reader, "rb") as pipe:
-        heard += pipe.read()
-    return summary(code, [json.loads(line) for line in heard.split(b"\n")[:-1]], time.monotonic() - start)
+    return summary(code, messages, time.monotonic() - start)
+
+
+def listen(reader: int, child: int, request: Mapping[str, Any], start: float) -> Iterator[dict[str, Any]]:
+    """Yield what the child says, with the time of it, until it ends; kill it when it is due."""
+    after = request.get("after", "start")
+    deadline = start + (LONG if after != "start" else request.get("seconds", LONG))
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        heard = b""
+        while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            data = pipe.read(65536)
+            if not data:
+                return
+            *lines, heard = (heard + data).split(b"\n")
+            for message in map(json.loads, lines):
+                yield {**message, "time": time.monotonic() - start}
+                if after != "start" and order(message.get("stage", "")) >= order(after):
+                    after, deadline = "start", time.monotonic() + request["seconds"]
+        os.kill(child, signal.SIGKILL)
+        yield from map(json.loads, (heard + pipe.readall()).split(b"\n")[:-1])
 
 
 def summary(code: int, messages: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
@@ -98,6 +120,7 @@ def summary(code: int, messages: list[dict[str, Any]], seconds: float) -> dict[s
         "code": code,
         "seconds": seconds,
         "stages": [message["stage"] for message in messages if "stage" in message],
+        "times": [message.get("time", seconds) for message in messages if "stage" in message],
         "evaluated": sum("evaluated" in message for message in messages),
         "error": errors[0]["error"] if errors else None,
         "kind": errors[0]["kind"] if errors else None,

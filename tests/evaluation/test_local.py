@@ -45,10 +45,11 @@ def test_an_endless_fitness_is_a_failure_at_the_time_limit(function, tmp_path):
 
 def test_the_time_limit_leaves_nothing_behind(tmp_path):
     before = signal.getsignal(signal.SIGALRM)
+    outer, _ = signal.getitimer(signal.ITIMER_REAL)  # that of pytest-timeout, which is to go on
     for function in (forever, lambda *_: 1.0):
         score(ScriptedModel(), fitness(function, tmp_path), "search", time_limit=0.1)
         assert signal.getsignal(signal.SIGALRM) is before
-        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(outer, abs=5)
 
 
 def test_in_another_thread_a_fitness_is_scored_without_a_limit(tmp_path):

@@ -158,7 +158,7 @@ def test_a_failed_write_leaves_the_old_adapter(tmp_path, pico_base, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", full)
     for rank in (3, 4):
-        with pytest.raises(RunError, match="cannot write .*disk full"):
+        with pytest.raises(RunError, match=r"cannot write .*disk full"):
             save_adapter(folder, random_factors(ALL, seed=1), base=str(pico_base), rank=rank)
     assert read_adapter(folder).digest == before
     assert sorted(path.name for path in folder.iterdir()) == sorted([CONFIG, WEIGHTS])
