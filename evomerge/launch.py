@@ -16,6 +16,7 @@ from evomerge.checkpoint.run import (
     RunFolder,
     check_unchanged,
     create,
+    discard,
     environment_changes,
     read_manifest,
     refuse_existing,
@@ -44,6 +45,10 @@ class Console(Watch, Protocol):
         ...
 
 
+class BaseFailsError(FitnessError):
+    """The fitness fails on the plain base model, so it would fail on everybody."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """A finished run: its folder, last state, and table on the final split with its reading in words."""
@@ -67,7 +72,11 @@ def launch(recipe: Recipe, folder: Path, console: Console) -> Finished:
     setup = build(resolve(recipe), console.stage)
     with run_lock(folder):
         create(folder, recipe_text(setup.recipe), manifest(setup))
-        return _run(setup, folder, console)
+        try:
+            return _run(setup, folder, console)
+        except BaseFailsError:
+            discard(folder)
+            raise
 
 
 def resume(folder: Path, console: Console, *, allow_changes: bool = False) -> Finished:
@@ -159,7 +168,7 @@ def _start(setup: Setup, run: RunFolder, scoring: Scoring, console: Console) -> 
 def _scored(outcome: Score | Failure) -> Score:
     """Return the base's score; a fitness that fails on the plain base would fail on everybody."""
     if isinstance(outcome, Failure):
-        raise FitnessError(
+        raise BaseFailsError(
             f"the fitness fails on the base model ({outcome.kind}): {outcome.message}",
             where="fitness",
             fix="Mend the fitness file; `evomerge score base --base ... --fitness ...` tries it alone.",

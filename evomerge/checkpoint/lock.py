@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from evomerge.errors import RunError
-from evomerge.files import remove_leftovers
+from evomerge.files import remove_leftovers, write_error
 
 
 @contextmanager
@@ -38,16 +38,20 @@ def run_lock(folder: Path) -> Iterator[None]:
         except OSError as error:
             cause = f"the run folder cannot be locked: {error.strerror}"
             raise RunError(cause, where=str(path), fix="Use a disk that supports flock.") from error
-        _sign(file)
+        _sign(file, path)
         remove_leftovers(folder)
         yield
 
 
-def _sign(file: IO[str]) -> None:
+def _sign(file: IO[str], path: Path) -> None:
+    """Write who holds the lock, unbuffered: a buffer that a full disk refuses would be written again on close."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
-    file.flush()
+    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}).encode()
+    try:
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), text)
+    except OSError as error:
+        raise write_error(path, len(text), error) from error
 
 
 def _in_use(file: IO[str], path: Path) -> RunError:

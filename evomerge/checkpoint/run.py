@@ -68,6 +68,12 @@ def create(path: Path, recipe_text: str, manifest: Mapping[str, Any]) -> None:
     write_json(path / MANIFEST, manifest)
 
 
+def discard(path: Path) -> None:
+    """Forget a run that could not start; the manifest goes first, so that no half a run is left."""
+    for name in (MANIFEST, "ledger.jsonl", "outcomes.jsonl"):
+        (path / name).unlink(missing_ok=True)
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Return what the run was launched with."""
     file = path / MANIFEST

@@ -54,6 +54,17 @@ def load_base(path: str | Path, dtype: str, device: str) -> tuple[Any, Any]:
     return network, tokenizer
 
 
+def prompt_tokens(tokenizer: Any, text: str) -> Tokens:
+    """Return the ids of a text that opens a sequence: with the start token that the tokenizer's model expects.
+
+    A rendered chat template has it already.
+    """
+    start = tokenizer.bos_token
+    ids: Tokens = tokenizer(text, add_special_tokens=not (start and text.startswith(start)))["input_ids"]
+    # Some tokenizers would also close the text, which is to be continued here.
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token) else ids
+
+
 class Model:
     """A base model that wears one individual at a time, with greedy generation and log-likelihoods.
 
@@ -83,9 +94,9 @@ class Model:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def tokenize(self, text: str) -> Tokens:
-        """Return the token ids of a text; each text is tokenised once in the model's life."""
+        """Return the token ids of a prompt; each is tokenised once in the model's life."""
         if text not in self._tokens:
-            self._tokens[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._tokens[text] = prompt_tokens(self.tokenizer, text)
         return self._tokens[text]
 
     @torch.inference_mode()
@@ -124,7 +135,7 @@ class Model:
             FloatingPointError: the individual's logits are not numbers.
         """
         contexts = self._contexts([context for context, _ in pairs])
-        endings = [self.tokenize(continuation) for _, continuation in pairs]
+        endings = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in pairs]
         values = [0.0] * len(pairs)
         for batch in self._batches([len(c) + len(e) for c, e in zip(contexts, endings, strict=True)]):
             rows = self._score([contexts[i] for i in batch], [endings[i] for i in batch])

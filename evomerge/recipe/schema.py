@@ -167,7 +167,7 @@ class ExpertSpec(Part):
     alpha: Positive = 16.0
     rslora: bool = False
     target_modules: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
-    steps: Count = 48
+    steps: Count = 40
     batch_size: Count = 16
     learning_rate: Positive = 5e-4
 

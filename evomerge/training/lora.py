@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from evomerge.evaluation.model import prompt_tokens
 from evomerge.keys import Key
 
 Pair = tuple[str, str]
@@ -24,7 +25,7 @@ class LoraSpec:
     alpha: float = 16.0
     rslora: bool = False
     target_modules: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
-    steps: int = 48
+    steps: int = 40
     batch_size: int = 16
     learning_rate: float = 5e-4
     warmup: float = 0.1
@@ -99,7 +100,7 @@ def epochs(size: int, batch_size: int, steps: int, key: Key) -> Iterator[list[in
 
 def encode(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
     """Return the token ids of the prompt, and those of the answer with an end token."""
-    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = prompt_tokens(tokenizer, prompt)
     target: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
     return ids, [*target, tokenizer.eos_token_id]
 
