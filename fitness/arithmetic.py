@@ -13,7 +13,7 @@ def rows() -> Iterator[dict[str, str | int]]:
 
 
 fitness = Generation(
-    data=Data.by_entity(rows, "pair", search=32, final=48),
+    data=Data.by_entity(rows, "pair", search=24, final=40),
     prompt="Question: {question}\nAnswer:",
     answer=" {answer}",
     max_new_tokens=4,

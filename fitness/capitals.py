@@ -14,7 +14,7 @@ def rows() -> Iterator[dict[str, str]]:
 
 
 fitness = Generation(
-    data=Data.by_entity(rows, "country", search=32, final=48),
+    data=Data.by_entity(rows, "country", search=24, final=40),
     prompt="Question: What is the capital of {country}?\nAnswer:",
     answer=" {capital}",
     max_new_tokens=8,

@@ -15,7 +15,7 @@ def rows() -> Iterator[dict[str, str]]:
 
 
 fitness = Generation(
-    data=Data.by_entity(rows, "country", search=32, final=48),
+    data=Data.by_entity(rows, "country", search=24, final=40),
     prompt="Question: On which continent is {country}?\nAnswer:",
     answer=" {continent}",
     max_new_tokens=4,

@@ -23,7 +23,7 @@ def rows() -> Iterator[dict[str, str]]:
 
 
 fitness = Generation(
-    data=Data.by_entity(rows, "element", search=32, final=48),
+    data=Data.by_entity(rows, "element", search=24, final=40),
     prompt="Question: {question}\nAnswer:",
     answer=" {answer}",
     max_new_tokens=8,

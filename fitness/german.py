@@ -16,7 +16,7 @@ def rows() -> Iterator[dict[str, str]]:
 
 
 fitness = Generation(
-    data=Data.by_entity(rows, "name", search=32, final=48),
+    data=Data.by_entity(rows, "name", search=24, final=40),
     prompt="Question: What is {name} called in German?\nAnswer:",
     answer=" {german}",
     max_new_tokens=10,
