@@ -19,7 +19,8 @@ TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encod
 
 def commands(text: str) -> list[list[str]]:
     """Return the `evomerge ...` and `make ...` commands of a page: in fenced or indented blocks, and inline."""
-    blocks = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.M | re.S)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
+    blocks = [block for language, block in fenced if language in ("", "sh", "bash", "console")]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [line.strip() for line in text.splitlines() if line.startswith("    ")]
     lines += re.findall(r"`((?:evomerge|make) [^`\n]+)`", text)

@@ -19,7 +19,6 @@ import pytest
 import run_server
 import safetensors.torch
 import yaml
-from runs import write_run
 
 import evomerge
 from evomerge.checkpoint.ledger import Ledger
@@ -33,6 +32,7 @@ from evomerge.keys import Key
 from evomerge.launch import launch, read_recipe
 from evomerge.recipe.build import load_fitness
 from evomerge.types import State
+from runs import write_run
 
 ROOT = str(Path(evomerge.__file__).parents[1])
 # The same file whether it is slow or not, so that only the pace of a run changes.
@@ -447,9 +447,11 @@ def test_a_fitness_that_fails_on_the_base_ends_the_run_before_the_founders(serve
     (tmp_path / "likely.py").write_text("def fitness(model, split):\n    return len(nothing)\n")
     folder = tmp_path / "run"
     answer = server.run(folder, recipe=str(recipe))
-    assert (answer["code"], answer["kind"], answer["evaluated"]) == (1, "FitnessError", 0)
+    assert (answer["code"], answer["kind"], answer["evaluated"]) == (1, "BaseFailsError", 0)
     assert answer["error"].startswith(
         "the fitness fails on the base model (exception): NameError: name 'nothing' is not defined\n"
     )
     assert "evomerge score base --base ... --fitness ..." in answer["error"]
-    assert {event["event"] for event in Ledger(folder / "ledger.jsonl").events()} <= {"start"}
+    assert not (folder / "manifest.json").exists()  # nothing to resume: once mended, it is launched anew
+    (tmp_path / "likely.py").write_text(FITNESS)
+    assert server.run(folder, recipe=str(recipe))["code"] == 0

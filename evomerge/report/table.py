@@ -134,8 +134,8 @@ def text_table(table: FinalTable, key: Key, *, wide: bool = True) -> Table:
     # Full names below, for whoever cannot guess them from the short ones.
     caption = None if headers == list(table.tasks) else f"tasks: {', '.join(table.tasks)}"
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
-    shown.add_column(f"final split, {unit}", min_width=14, max_width=_NAME_WIDTH, overflow="fold")
-    for header in [*headers, "mean", *(["95 % interval"] if wide else []), "‖ΔW‖"]:
+    shown.add_column(f"final split, {unit}", min_width=16, max_width=_NAME_WIDTH, overflow="fold")
+    for header in [*headers, "mean", *(["95 %"] if wide else []), "‖ΔW‖"]:
         shown.add_column(Text(header), justify="right", no_wrap=True)
     best, rows = table.best(), table.grouped()
     for index, row in enumerate(rows):
@@ -145,7 +145,7 @@ def text_table(table: FinalTable, key: Key, *, wide: bool = True) -> Table:
         for task, value in values.items():
             text = table.short(value, table.task_interval(row, task, key)) if task else table.number(value)
             cells.append(Text(text, style="bold" if value == best.get(task) else ""))
-        cells += [Text(table.bounds(table.mean_interval(row, key)))] if wide else []
+        cells += [Text(table.bounds(table.mean_interval(row, key)).replace(" to ", "–"))] if wide else []
         cells.append(Text(table.size(row.norm)))
         last_of_kind = index + 1 < len(rows) and rows[index + 1].kind != row.kind
         shown.add_row(*cells, style="green" if row.kind == "evolved" else "", end_section=last_of_kind)

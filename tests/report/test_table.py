@@ -58,13 +58,13 @@ def six_times(correct: int, count: int) -> str:
     share = correct / count
     low, high = scipy.stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
     ends = (share - (share - low) / math.sqrt(6), share + (high - share) / math.sqrt(6))
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+    return f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
 
 
 def test_six_tasks_fit_in_100_columns_without_losing_a_number(table: FinalTable) -> None:
     text = rendered(table)
     assert max(len(line) for line in text.splitlines()) <= 100
-    assert "100.0" in text and "12.3" in text and "62.5" in text
+    assert "100 ±3" in text and "12.3" in text and "62 ±12" in text and "62.5" in text
     assert six_times(40, 64) in text and six_times(0, 64) in text
     assert "tasks: continents, capitals, german, spanish, arithmetic, elements" in text
 
@@ -82,7 +82,7 @@ def test_best_of_each_column_is_bold_and_the_evolved_row_green(table: FinalTable
         next(line for line in lines if name in line) for name in ("base ", "continents ", "evolved ")
     )
     assert "\x1b[1;32m" in evolved and "62.5" in evolved
-    assert "\x1b[1m 100.0" in expert and "\x1b[32m" not in expert
+    assert "\x1b[1m  100 ±3" in expert and "\x1b[32m" not in expert
     assert "\x1b[1m" not in base
 
 
@@ -97,7 +97,7 @@ def test_markdown_has_an_interval_in_every_cell(table: FinalTable) -> None:
     assert {len(line) for line in cells} == {10}
     assert cells[2][:3] == ["base", "base", "0.0 (0.0 to 5.7)"]  # Wilson's upper end of 0/64
     assert cells[3][2] == "**100.0** (94.3 to 100.0)"
-    assert cells[6][8] == f"**62.5** ({six_times(40, 64)})"
+    assert cells[6][8] == f"**62.5** ({six_times(40, 64).replace('–', ' to ')})"
 
 
 def test_markdown_escapes_pipes_in_names() -> None:
