@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from commands import parse
 
+from commands import parse
 from evomerge.cli import app
 from evomerge.recipe.load import parse_recipe
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_server
 import safetensors.torch
 import yaml
 
 import evomerge
+import run_server
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.checkpoint.lock import run_lock
 from evomerge.checkpoint.snapshot import load_latest

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import checkpoint_writer as writer
 import pytest
 import torch
 
+import checkpoint_writer as writer
 import evomerge
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.checkpoint.outcomes import OutcomeCache

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_writer import state
 
+from checkpoint_writer import state
 from evomerge.checkpoint.snapshot import load_latest, save_snapshot
 from evomerge.checkpoint.store import GenomeStore
 from evomerge.errors import RunError

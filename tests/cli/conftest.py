@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import Commands
-from runs import write_run
 
+from commands import Commands
 from evomerge.launch import launch
 from evomerge.recipe.load import load_recipe
+from runs import write_run
 
 
 class Silent:

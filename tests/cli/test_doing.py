@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+
 from commands import Commands
 
 TEXT = "the quick brown fox"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import Commands, parse
 
+from commands import Commands, parse
 from evomerge.cli import app
 from evomerge.recipe.operators import REGISTRIES
 from evomerge.recipe.schema import GeneticSpec

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import write_run
 
 from evomerge.errors import Problems
 from evomerge.recipe.build import build, resolve
 from evomerge.recipe.load import load_recipe
+from runs import write_run
 
 MakeAdapter = Callable[..., Path]
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import parse
 
+from commands import parse
 from evomerge.recipe.build import build, load_fitness
 from evomerge.recipe.load import load_recipe
 
