@@ -121,11 +121,15 @@ def recipe_text(recipe: Recipe) -> str:
 
 def manifest(setup: Setup) -> dict[str, Any]:
     """Return everything that must not change between launch and resume."""
+    # Without hooks nothing is said of them, so that runs from before there were any can be resumed.
+    hooks = {hook.name: hook.digest for hook in setup.hooks if hook.digest}
+    unsaid = {"train"} if setup.hooks else {"train", "post_merge"}
     return {
-        "recipe": setup.recipe.model_dump(mode="json", exclude={"train"}),
+        "recipe": setup.recipe.model_dump(mode="json", exclude=unsaid),
         "fitness": {task.name: {"file": str(task.source), "digest": task.digest} for task in setup.fitness.tasks},
         "experts": {adapter.name: adapter.digest for adapter in setup.pool.adapters},
         "space": setup.space.digest,
+        **({"hooks": hooks} if hooks else {}),
     }
 
 

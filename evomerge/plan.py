@@ -24,6 +24,7 @@ class Plan:
         base: fitness of the base model on the search split.
         seconds_each: seconds of one evaluation on the search split, measured on the base.
         seconds: expected for the whole run, the final table included.
+        post_merge: the hooks after every merge, with their parameters.
     """
 
     experts: tuple[tuple[str, int, float], ...]
@@ -37,6 +38,7 @@ class Plan:
     base: float
     seconds_each: float
     seconds: float
+    post_merge: tuple[str, ...] = ()
 
     @property
     def evaluations(self) -> int:
@@ -69,4 +71,5 @@ def make_plan(setup: Setup, base: Score, seconds_each: float) -> Plan:
         base=base.value,
         seconds_each=seconds_each,
         seconds=seconds_each * (evaluations + rows * longer),
+        post_merge=tuple(spec.text for spec in recipe.post_merge),
     )

@@ -30,6 +30,8 @@ class Operator(Generic[P, R]):
     function: Callable[P, R]
     paper: str
     schema: type[BaseModel] = field(repr=False)
+    spaces: tuple[str, ...] = ()
+    """The genome spaces in which it means something; empty for all."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Check the parameters' types and ranges, then call the function."""
@@ -62,7 +64,12 @@ class Operator(Generic[P, R]):
         return RecipeError(f"{self.name}.{name} = {item['input']!r}: {message}", where=name, fix=fix)
 
 
-def _schema(function: Callable[..., Any]) -> type[BaseModel]:
+def schema_of(function: Callable[..., Any]) -> type[BaseModel]:
+    """Return the schema of a function's keyword-only parameters.
+
+    Raises:
+        TypeError: a parameter cannot be checked: it has no annotation, or stands for any number of others.
+    """
     fields: dict[str, Any] = {}
     signature = inspect.signature(function, eval_str=True)
     for parameter in signature.parameters.values():
@@ -86,15 +93,20 @@ class Registry(Generic[P, R]):
         self._modules = tuple(modules)
         self._operators: dict[str, Operator[P, R]] = {}
 
-    def register(self, name: str, *, paper: str) -> Callable[[Callable[P, R]], Operator[P, R]]:
-        """Register the decorated function under ``name``; ``paper`` says where its formula comes from."""
+    def register(
+        self, name: str, *, paper: str, spaces: tuple[str, ...] = ()
+    ) -> Callable[[Callable[P, R]], Operator[P, R]]:
+        """Register the decorated function under ``name``; ``paper`` says where its formula comes from.
+
+        ``spaces`` names the genome spaces in which it means something; by default all.
+        """
 
         def decorate(function: Callable[P, R]) -> Operator[P, R]:
             if name in self._operators:
                 raise TypeError(f"{self.kind} {name!r} is registered twice")
             if not (function.__doc__ and "Shapes:" in function.__doc__):
                 raise TypeError(f"{self.kind} {name!r} needs a docstring with a 'Shapes:' line")
-            operator = Operator(name, function, paper, _schema(function))
+            operator = Operator(name, function, paper, schema_of(function), spaces)
             self._operators[name] = operator
             return operator
 
@@ -115,3 +127,22 @@ class Registry(Generic[P, R]):
     def _load(self) -> None:
         for module in self._modules:
             importlib.import_module(module)
+
+
+class Joined(Generic[P, R]):
+    """Several registries looked up as one."""
+
+    def __init__(self, kind: str, *registries: Registry[P, R]) -> None:
+        self.kind = kind
+        self._registries = registries
+
+    def __getitem__(self, name: str) -> Operator[P, R]:
+        """Return the operator, or raise a ``RecipeError`` that lists the known ones."""
+        for registry in self._registries:
+            if name in list(registry):
+                return registry[name]
+        raise RecipeError(f"No {self.kind} {name!r}", where=self.kind, fix=did_you_mean(name, self))
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names, sorted."""
+        return iter(sorted(name for registry in self._registries for name in registry))

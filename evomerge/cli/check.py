@@ -31,8 +31,9 @@ def check(
     from evomerge.shipped import find
 
     setup = build(resolve(load_recipe(find("populations", recipe), set_ or [])), typer.echo)
-    space = setup.space
+    space, hooks = setup.space, setup.recipe.post_merge
     typer.echo(
         f"ok: {len(setup.pool.names)} experts, {len(space.modules)} modules, "
         f"genome of {space.dimension:,} numbers in space {space.name}, {len(setup.fitness.tasks)} tasks"
+        + (f", after every merge: {', '.join(spec.text for spec in hooks)}" if hooks else "")
     )

@@ -52,6 +52,7 @@ class Display:
         tasks = ", ".join(f"{name} {search}+{final}" for name, search, final in plan.tasks)
         for label, text in (
             ("genome", f"{plan.dimension:,} numbers in {plan.modules} modules ({plan.space})"),
+            *([("hooks", f"{', '.join(plan.post_merge)} (after every merge)")] if plan.post_merge else []),
             ("tasks", f"{tasks} (search+final examples)"),
             ("base", f"{100 * plan.base:.1f} % on the search split"),
             (

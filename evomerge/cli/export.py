@@ -14,6 +14,8 @@ EPILOG = """Examples:
   evomerge export runs/quickstart --individual 3f9a --rank 16 -o small-adapter
 
   evomerge export runs/quickstart --merged -o full-model
+
+  evomerge export emr-merge --view capitals -o capitals-view
 """
 
 
@@ -23,15 +25,20 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or an EMR merge (with --view).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist.")],
     individual: Annotated[str, typer.Option(help="`best`, or the beginning of an individual's digest.")] = "best",
+    view: Annotated[str | None, typer.Option(help="Of an EMR merge: the task whose view is written.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; by default the exact one.")] = None,
     merged: Annotated[bool, typer.Option("--merged", help="Write the full model with the adapter merged in.")] = False,
 ) -> None:
-    """Write an individual as a PEFT folder, or merged into the full model."""
+    """Write an individual, or a view, as a PEFT folder, or merged into the full model."""
     from evomerge.workbench import export as write
+    from evomerge.workbench import export_view
 
-    exported = write(run, individual, output, rank=rank, merged=merged)
+    if view is None:
+        exported = write(run, individual, output, rank=rank, merged=merged)
+    else:
+        exported = export_view(run, view, output, rank=rank, merged=merged)
     what = "full model" if merged else f"adapter of rank {exported.rank}"
     typer.echo(f"{output}: {what}; truncation residual {exported.residual:.2e} of the norm of delta-W")

@@ -61,12 +61,11 @@ def fitness() -> Mapping[str, str]:
 
 def operators() -> Mapping[str, str]:
     """Return the operators by kind and name, with what each does."""
-    from evomerge.recipe.operators import REGISTRIES
+    from evomerge.recipe.operators import LISTED
 
     return {
         f"{registry.kind} {name}": registry[name].documentation.splitlines()[0]
-        for kind, registry in REGISTRIES.items()
-        if kind != "baselines"
+        for registry in LISTED
         for name in registry
     }
 

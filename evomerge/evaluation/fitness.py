@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +14,12 @@ from evomerge.errors import EvomergeError, FitnessError
 from evomerge.evaluation.data import Data
 from evomerge.evaluation.model import Model
 from evomerge.evaluation.scorers import Generation
+from evomerge.plugins import MEND, import_file
 from evomerge.shipped import find
 from evomerge.types import Outcome, Score, Split, digest_bytes, digest_json
 
 Function = Callable[[Model, Split], Any]
+_FIX = f"{MEND} (the shipped ones need `pip install 'evomerge[quickstart]'`)."
 
 
 class WrongType(TypeError):
@@ -149,8 +149,8 @@ def load_task(name: str, weight: float = 1.0, title: str | None = None) -> Task:
         FitnessError: no such file, it does not import, or it has no callable ``fitness``.
     """
     source = find("fitness", name)
-    module, helpers = _import_file(source)
-    function = getattr(module, "fitness", None)
+    plugin = import_file(source, "fitness", FitnessError, _FIX)
+    function = getattr(plugin.module, "fitness", None)
     if function is None:
         raise FitnessError(
             f"{source.name} defines no `fitness`",
@@ -163,7 +163,7 @@ def load_task(name: str, weight: float = 1.0, title: str | None = None) -> Task:
             where=str(source),
             fix="Define `def fitness(model, split): ...` or use a scorer; see fitness/template.py.",
         )
-    return Task(title or source.stem, function, source, weight, helpers)
+    return Task(title or source.stem, function, source, weight, plugin.helpers)
 
 
 def _takes_two(function: Function) -> bool:
@@ -174,47 +174,11 @@ def _takes_two(function: Function) -> bool:
     return True
 
 
-def _import_file(source: Path) -> tuple[Any, tuple[Path, ...]]:
-    """Import a file under a name of its own; its folder is importable while it loads, for helpers beside it.
-
-    Returns:
-        The module, and the files of its helpers.
-    """
-    name = f"evomerge_fitness_{source.stem}_{digest_bytes(str(source).encode())[:8]}"
-    spec = importlib.util.spec_from_file_location(name, source)
-    if spec is None or spec.loader is None:
-        raise FitnessError(f"{source.name} is not a Python file", where=str(source), fix="Give a .py file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    before = set(sys.modules)
-    sys.path.insert(0, str(source.parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise _broken(source.name, source, error) from error
-    finally:
-        sys.path.remove(str(source.parent))
-        helpers = _forget(source.parent, set(sys.modules) - before)
-    return module, helpers
-
-
-def _forget(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
-    """Remove the named modules that lie in ``folder``, so that the next file finds its own; return their files."""
-    files = []
-    for name in sorted(names):
-        file = Path(getattr(sys.modules[name], "__file__", None) or "")
-        top = folder / name.partition(".")[0]
-        if file == top.with_suffix(".py") or file.is_relative_to(top):
-            del sys.modules[name]
-            files.append(file)
-    return tuple(files)
-
-
 def _broken(name: str, source: Path, error: Exception) -> FitnessError:
     return FitnessError(
         f"fitness {name!r} does not load: {type(error).__name__}: {error}",
         where=str(source),
-        fix="Mend the file, or install what it imports (the shipped ones need `pip install 'evomerge[quickstart]'`).",
+        fix=_FIX,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,9 @@ from evomerge.spaces.base import GenomeSpace
 from evomerge.strategies.base import Experts, Strategy
 from evomerge.strategies.genetic import Crossover, Founders, Genetic, Mutation
 from evomerge.types import Segment, digest_json
+from evomerge.variation.hooks import HookSpace
+from evomerge.variation.hooks.apply import Hook, after, bind_hook
+from evomerge.variation.hooks.user import absolute
 
 T = TypeVar("T")
 
@@ -38,6 +41,7 @@ class Setup:
     space: GenomeSpace
     experts: Experts
     strategy: Strategy
+    hooks: tuple[Hook, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -60,11 +64,13 @@ def resolve(recipe: Recipe) -> Recipe:
     )
     base = Path(recipe.base).expanduser()
     fitness = tuple(spec.model_copy(update={"file": _absolute(spec.file)}) for spec in recipe.fitness)
+    hooks = tuple(spec.model_copy(update={"name": absolute(spec.name)}) for spec in recipe.post_merge)
     return recipe.model_copy(
         update={
             "base": str(base.resolve()) if base.is_dir() else recipe.base,
             "experts": tuple(str(Path(folder).expanduser().resolve()) for folder in recipe.experts),
             "fitness": fitness,
+            "post_merge": hooks,
             "evaluator": evaluator,
         }
     )
@@ -83,6 +89,7 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setu
         Problems: everything that is wrong with fitness, experts and base, at once.
     """
     problems: list[EvomergeError] = []
+    hooks = _collect(problems, lambda: load_hooks(recipe)) or ()
     fitness = _collect(problems, lambda: load_fitness(recipe))
     if fitness:
         problems += fitness.check()
@@ -97,8 +104,8 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setu
     if problems or fitness is None or pool is None or space is None:
         raise Problems(problems)
     genomes = torch.stack([space.encode(adapter) for adapter in pool.adapters])
-    strategy = build_genetic(recipe.strategy, space.segments)
-    return Setup(recipe, fitness, pool, space, Experts(pool.names, genomes), strategy)
+    strategy = with_hooks(build_genetic(recipe.strategy, space.segments), hooks, space)
+    return Setup(recipe, fitness, pool, space, Experts(pool.names, genomes), strategy, hooks)
 
 
 def load_fitness(recipe: Recipe) -> Fitness:
@@ -108,6 +115,11 @@ def load_fitness(recipe: Recipe) -> Fitness:
     if problems:
         raise Problems(problems)
     return build_fitness(task for task in tasks if task is not None)
+
+
+def load_hooks(recipe: Recipe) -> tuple[Hook, ...]:
+    """Return the hooks that follow every merge of a recipe."""
+    return tuple(bind_hook(spec.name, spec.parameters) for spec in recipe.post_merge)
 
 
 def load_model(recipe: Recipe, modules: tuple[str, ...] = ()) -> Model:
@@ -141,6 +153,17 @@ def build_genetic(spec: GeneticSpec, segments: tuple[Segment, ...]) -> Genetic:
         ),
         mutation=Mutation(spec.mutation.rate, operator(spec.mutation, "mutation")),
         survive=operator(spec.survivors, "survivors"),
+    )
+
+
+def with_hooks(strategy: Genetic, hooks: Sequence[Hook], space: HookSpace) -> Genetic:
+    """Return the strategy with the hooks after its merges: of founders from pairs, and of children."""
+    founders, crossover = strategy.founders, strategy.crossover
+    return replace(
+        strategy,
+        founders=replace(founders, merge=after(founders.merge, hooks, space)),
+        crossover=replace(crossover, merge=after(crossover.merge, hooks, space)),
+        post_merge=tuple(hook.name for hook in hooks),
     )
 
 

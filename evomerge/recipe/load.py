@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from evomerge.errors import Problems, RecipeError, did_you_mean
+from evomerge.recipe.merge import MergeRecipe
 from evomerge.recipe.schema import OperatorSpec, Part, Recipe
 
 Place = tuple[str | int, ...]
+Schema = TypeVar("Schema", bound=Part)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -22,26 +24,47 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         Problems: everything that is wrong, each with file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise RecipeError("not a recipe: it is no UTF-8 text", where=str(path), fix="Give a YAML file.") from None
-    return parse_recipe(text, str(path), overrides)
+    return parse_recipe(_read(path), str(path), overrides)
+
+
+def load_merge(path: Path, overrides: Sequence[str] = ()) -> MergeRecipe:
+    """Return the merge that a YAML file describes, with ``key.sub=value`` overrides; raises as ``load_recipe``."""
+    data, lines = _parse(_read(path), str(path))
+    if isinstance(data, dict) and isinstance(data.get("method"), str):
+        data["method"] = {"name": data["method"]}
+    return _validated(MergeRecipe, data, lines, str(path), overrides)
+
+
+def make_merge(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> MergeRecipe:
+    """Return the merge that options of the command line describe; raises as ``load_recipe``."""
+    return _validated(MergeRecipe, dict(data), {}, "options", overrides)
 
 
 def parse_recipe(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in a YAML text; ``source`` names it in errors."""
-    data, lines = _parse(text, source)
+    return _validated(Recipe, *_parse(text, source), source, overrides)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError("not a recipe: it is no UTF-8 text", where=str(path), fix="Give a YAML file.") from None
+
+
+def _validated(
+    schema: type[Schema], data: Any, lines: dict[Place, str], source: str, overrides: Sequence[str]
+) -> Schema:
     for override in overrides:
         place = _assign(data, override)
         lines = {known: line for known, line in lines.items() if known[: len(place)] != place}
         lines[place] = f"--set {override}"
     # Operators are checked in the data, so that one pass reports what is wrong with them and with the rest.
-    bad = [problem for place, spec in operators(data) for problem in _check(place, spec, source, lines)]
+    bad = [problem for place, spec in operators(data, schema) for problem in _check(place, spec, source, lines)]
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = schema.model_validate(data)
     except ValidationError as error:
-        raise Problems([*(_problem(item, source, lines) for item in error.errors()), *bad]) from None
+        raise Problems([*(_problem(schema, item, source, lines) for item in error.errors()), *bad]) from None
     if bad:
         raise Problems(bad)
     return recipe
@@ -149,12 +172,12 @@ def _where(place: Place, source: str, lines: dict[Place, str]) -> str:
     return source
 
 
-def _problem(item: Any, source: str, lines: dict[Place, str]) -> RecipeError:
+def _problem(schema: type[Part], item: Any, source: str, lines: dict[Place, str]) -> RecipeError:
     place: Place = item["loc"]
     name = ".".join(str(part) for part in place) or "the recipe"
     where = _where(place, source, lines)
     if item["type"] == "extra_forbidden":
-        hint = did_you_mean(str(place[-1]), fields_at(place[:-1]))
+        hint = did_you_mean(str(place[-1]), fields_at(place[:-1], schema))
         return RecipeError(f"unknown key {place[-1]!r}", where=where, fix=hint)
     if item["type"] == "missing":
         return RecipeError(f"{name} is missing", where=where, fix=f"Add `{place[-1]}:`; see `evomerge new`.")
@@ -164,9 +187,9 @@ def _problem(item: Any, source: str, lines: dict[Place, str]) -> RecipeError:
     return RecipeError(cause, where=where, fix="Correct the value.")
 
 
-def fields_at(place: Place) -> list[str]:
+def fields_at(place: Place, schema: type[Part] = Recipe) -> list[str]:
     """Return the keys that a recipe may have at a place."""
-    part: Any = Recipe
+    part: Any = schema
     for step in place:
         if isinstance(step, int) or not hasattr(part, "model_fields"):
             continue

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from evomerge.registry import Registry
+from evomerge.registry import Joined, Registry
 from evomerge.selection.parents import PARENTS
 from evomerge.selection.survivors import SURVIVORS
-from evomerge.variation.merge import MERGES
+from evomerge.variation.hooks import HOOKS
+from evomerge.variation.merge import INFORMED, MERGES, ONE_SHOT
 from evomerge.variation.mutate import MUTATIONS
 
 REGISTRIES: dict[str, Registry[Any, Any]] = {
@@ -16,9 +17,19 @@ REGISTRIES: dict[str, Registry[Any, Any]] = {
     "select": PARENTS,
     "survivors": SURVIVORS,
     "mutation": MUTATIONS,
+    "post_merge": HOOKS,
 }
 
 
-def registry_at(place: tuple[str | int, ...]) -> Registry[Any, Any]:
+LISTED: tuple[Registry[Any, Any], ...] = (*dict.fromkeys(REGISTRIES.values()), INFORMED, ONE_SHOT)
+"""Every registry once, in the order in which `evomerge ls` shows them."""
+
+METHODS: Joined[Any, Any] = Joined("merge method", MERGES, INFORMED, ONE_SHOT)
+"""What `evomerge merge` offers: every way to merge experts."""
+
+
+def registry_at(place: tuple[str | int, ...]) -> Registry[Any, Any] | Joined[Any, Any]:
     """Return the registry for the operator at a place such as ``("strategy", "crossover", "merge")``."""
+    if place[0] == "method":
+        return METHODS
     return next(REGISTRIES[str(part)] for part in reversed(place) if part in REGISTRIES)

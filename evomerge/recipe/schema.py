@@ -31,6 +31,12 @@ class OperatorSpec(BaseModel):
         """Return everything but the name."""
         return dict(self.model_extra or {})
 
+    @property
+    def text(self) -> str:
+        """Return name and parameters on one line: ``rht(gamma=0.8)``."""
+        settings = ", ".join(f"{key}={value}" for key, value in self.parameters.items())
+        return f"{self.name}({settings})" if settings else self.name
+
 
 class TaskSpec(Part):
     """One fitness task."""
@@ -196,6 +202,8 @@ class Recipe(Part):
     """Tasks; the fitness is their weighted mean."""
     space: SpaceSpec = SpaceSpec()
     strategy: GeneticSpec = GeneticSpec()
+    post_merge: tuple[OperatorSpec, ...] = ()
+    """Hooks after every merge, in order: shipped ones by name, or functions of your own (`my_hook.py`)."""
     stop: StopSpec = StopSpec()
     evaluator: EvaluatorSpec = EvaluatorSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()

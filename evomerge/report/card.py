@@ -55,11 +55,11 @@ def model_card(  # noqa: PLR0913 - the fields of a card, all by name
         f"{len(experts)} expert{'s' * (len(experts) != 1)} with "
         "[evomerge](https://github.com/evomerge/evomerge); no gradient training was done on the merge. "
         f"Origin: {lineage.removesuffix('.')}.",
-        f"‖ΔW‖ is {norm:.4g} (Frobenius norm). {_residual(residual, rank)}",
-        f"## How to use\n\n{_usage(base_model or base)}",
+        f"‖ΔW‖ is {norm:.4g} (Frobenius norm). {residual_note(residual, rank)}",
+        f"## How to use\n\n{adapter_usage(base_model or base)}",
         f"## Experts\n\n{_experts(experts)}",
         f"## Scores\n\n{_scores(search_scores, fitness, final, key or Key(0))}",
-        f"## Recipe\n\n{_fenced(recipe_text, 'yaml')}",
+        f"## Recipe\n\n{fenced(recipe_text, 'yaml')}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -69,14 +69,15 @@ def _front_matter(base_model: str | None) -> str:
 
     tags = list(_TAGS)
     metadata: dict[str, Any] = {}
-    if base_model is not None and _is_hub_id(base_model):
+    if base_model is not None and is_hub_id(base_model):
         tags.append(f"base_model:adapter:{base_model}")
         metadata = {"base_model": base_model, "base_model_relation": "adapter"}
     data = ModelCardData(library_name="peft", pipeline_tag="text-generation", tags=sorted(tags), **metadata)
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Return whether the Hub accepts a name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -87,14 +88,16 @@ def _is_hub_id(name: str) -> bool:
     return True
 
 
-def _residual(residual: float, rank: int) -> str:
-    # Below the rounding of float32 the adapter *is* the evolved model.
+def residual_note(residual: float, rank: int) -> str:
+    """Return in words what an adapter's rank loses: ``residual`` is its share of the norm of delta-W."""
+    # Below the rounding of float32 the adapter *is* the change.
     if residual < 1e-5:
-        return f"Rank {rank} holds the evolved change of the weights exactly (to rounding)."
+        return f"Rank {rank} holds this change of the weights exactly (to rounding)."
     return f"Rank {rank} is an approximation: {100 * residual:.2g} % of that norm is lost to it."
 
 
-def _usage(base: str) -> str:
+def adapter_usage(base: str) -> str:
+    """Return the code that loads an adapter on its base."""
     # json.dumps: a Python string literal, whatever the path holds.
     code = f"""\
         from peft import PeftModel
@@ -105,16 +108,16 @@ def _usage(base: str) -> str:
         model = AutoModelForCausalLM.from_pretrained(base)
         model = PeftModel.from_pretrained(model, ".")  # this folder, or its name on the Hub
         """
-    return _fenced(dedent(code), "python")
+    return fenced(dedent(code), "python")
 
 
 def _experts(experts: Sequence[tuple[str, str]]) -> str:
-    rows = [f"| {_cell(name)} | `{digest}` |" for name, digest in experts]
+    rows = [f"| {cell(name)} | `{digest}` |" for name, digest in experts]
     return "\n".join(["| expert | digest of its weights |", "| --- | --- |", *rows])
 
 
 def _scores(search_scores: Mapping[str, float], fitness: float, final: FinalTable | None, key: Key) -> str:
-    rows = [f"| {_cell(task)} | {score:.4f} |" for task, score in search_scores.items()]
+    rows = [f"| {cell(task)} | {score:.4f} |" for task, score in search_scores.items()]
     search = "\n".join(["| task | score |", "| --- | ---: |", *rows, f"| **fitness** | **{fitness:.4f}** |"])
     note = "Search split: the adapter was *selected* on these examples, so these numbers are optimistic."
     if final is None:
@@ -123,11 +126,13 @@ def _scores(search_scores: Mapping[str, float], fitness: float, final: FinalTabl
     return f"{opened} {verdict(final, key)}\n\n{markdown_table(final, key)}\n{note}\n\n{search}"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Return text that a cell of a Markdown table can hold."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _fenced(text: str, language: str) -> str:
+def fenced(text: str, language: str) -> str:
+    """Return text as a Markdown code block."""
     # A fence longer than any run of backticks inside.
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -18,6 +18,8 @@ from evomerge.types import Segment
 # Relative size below which a singular value is rounding of float32 factors (eps 1.2e-7), not signal.
 VANISHING = 1e-6
 
+Sides = tuple[Tensor | None, Tensor | None]
+
 
 @dataclass(frozen=True, eq=False)
 class Exported:
@@ -79,8 +81,19 @@ class GenomeSpace(Protocol):
         """Return delta-W of a module, ``[out, in]``."""
         ...
 
+    def jacobian(self, genome: Tensor) -> Mapping[str, Mapping[str, Sides]]:
+        """Return ``(L [out, k], R [l, in])`` by module and segment: ``d(delta-W) = L dS R`` for a segment ``S [k, l]``.
+
+        ``None`` is the identity. With G the gradient of anything by delta-W, its gradient by S is ``L^T G R^T``.
+        """
+        ...
+
     def norm(self, genome: Tensor) -> float:
         """Return the Frobenius norm of the whole delta-W (not of the coordinates)."""
+        ...
+
+    def scale(self, genome: Tensor, factor: float) -> Tensor:
+        """Return the genome whose delta-W is ``factor`` times this one's, ``[d]``."""
         ...
 
     def export(self, genome: Tensor, rank: int | None) -> Exported:

@@ -17,7 +17,7 @@ from torch import Tensor
 from evomerge.errors import ExpertError
 from evomerge.experts.adapter import Adapter
 from evomerge.experts.pool import Pool
-from evomerge.spaces.base import Exported, export_factors, lay_out, one_thread, split, squared_norm
+from evomerge.spaces.base import Exported, Sides, export_factors, lay_out, one_thread, split, squared_norm
 from evomerge.types import Segment, digest_json
 
 _FIX = "Use `space: subspace`, which takes experts of any ranks and modules."
@@ -109,10 +109,25 @@ class FactorSpace:
         B, A = self.factors(genome)[module]
         return B @ A
 
+    def jacobian(self, genome: Tensor) -> dict[str, dict[str, Sides]]:
+        """Return ``(B, identity)`` for each A and ``(identity, A)`` for each B."""
+        return {
+            module: {f"{module}.lora_A": (B, None), f"{module}.lora_B": (None, A)}
+            for module, (B, A) in self.factors(genome).items()
+        }
+
     @one_thread()
     def norm(self, genome: Tensor) -> float:
         """Return the Frobenius norm of delta-W over all modules."""
         return math.sqrt(sum(squared_norm(B, A) for B, A in self.factors(genome).values()))
+
+    def scale(self, genome: Tensor, factor: float) -> Tensor:
+        """Return the genome with every B times ``factor``; A stays, since delta-W is B @ A."""
+        scaled = genome.clone()
+        for name, tensor in split(scaled, self.segments).items():
+            if name.endswith(".lora_B"):
+                tensor.mul_(factor)
+        return scaled
 
     def export(self, genome: Tensor, rank: int | None) -> Exported:
         """Return the best adapter of that rank; for ``None`` the exact one."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from evomerge.errors import ExpertError
 from evomerge.experts.adapter import Adapter, Factors
 from evomerge.experts.pool import Pool
-from evomerge.spaces.base import VANISHING, Exported, export_factors, lay_out, one_thread, split, squared_norm
+from evomerge.spaces.base import VANISHING, Exported, Sides, export_factors, lay_out, one_thread, split, squared_norm
 from evomerge.types import Segment, digest_json, digest_tensor
 
 _OUTSIDE = 1e-5  # of an expert's squared norm; a member of the pool loses about VANISHING^2
@@ -117,10 +117,18 @@ class Subspace:
         U, V = self.bases[module]
         return U @ split(genome, self.segments)[module] @ V
 
+    def jacobian(self, genome: Tensor) -> dict[str, dict[str, Sides]]:  # noqa: ARG002 - the same at every genome
+        """Return ``(U, V)`` for the one segment of each module: delta-W is linear in its core."""
+        return {module: {module: sides} for module, sides in self.bases.items()}
+
     @one_thread()
     def norm(self, genome: Tensor) -> float:
         """Return ``||delta-W||_F = ||C||_F``: U and V are orthonormal."""
         return float(genome.double().norm())
+
+    def scale(self, genome: Tensor, factor: float) -> Tensor:
+        """Return ``factor * genome``: cores are linear in delta-W."""
+        return genome * factor
 
     def export(self, genome: Tensor, rank: int | None) -> Exported:
         """Return the best adapter of that rank; for ``None`` the exact one, of the cores' own rank."""

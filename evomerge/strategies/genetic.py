@@ -68,6 +68,7 @@ class Genetic:
         population: the most members that live, N.
         segments: the genome's segments, for operators that work tensor by tensor.
         survive: picks the rows that live on.
+        post_merge: names of the hooks that the merges end with, for the record of a birth.
     """
 
     population: int
@@ -76,6 +77,7 @@ class Genetic:
     crossover: Crossover
     mutation: Mutation
     survive: Callable[..., tuple[int, ...]]
+    post_merge: tuple[str, ...] = ()
 
     def init(self, experts: Experts, key: Key) -> Births:
         """Return the experts, then merges of shuffled expert pairs until the population or the pairs are used up.
@@ -100,7 +102,7 @@ class Genetic:
             rows.append(self.founders.merge(experts.genomes[list(pair)], weights, self.segments, at.at("merge")))
             digests = tuple(digest_tensor(experts.genomes[i]) for i in pair)
             names = [experts.names[i] for i in pair]
-            origins.append(Origin("pair", digests, {"names": names, "weights": weights.tolist()}))
+            origins.append(Origin("pair", digests, {"names": names, "weights": weights.tolist(), **self._hooks}))
         return Births(torch.stack(rows), tuple(origins))
 
     def ask(self, state: State, key: Key) -> Births:
@@ -141,7 +143,11 @@ class Genetic:
         weights = self._weights(self.crossover.weights, fitness[list(chosen)], key.at("weights"))
         child = self.crossover.merge(state.population[list(chosen)], weights, self.segments, key.at("merge"))
         parents = tuple(state.members[i].digest for i in chosen)
-        return child, Origin("crossover", parents, {"weights": weights.tolist()})
+        return child, Origin("crossover", parents, {"weights": weights.tolist(), **self._hooks})
+
+    @property
+    def _hooks(self) -> dict[str, list[str]]:
+        return {"post_merge": list(self.post_merge)} if self.post_merge else {}
 
     @staticmethod
     def _weights(kind: Weighting, fitness: np.ndarray, key: Key) -> torch.Tensor:

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
 
 from evomerge.errors import RunError
 from evomerge.types import Segment
+
+
+def by_segment(stack: Tensor, segments: Sequence[Segment], merge: Callable[[Tensor, Segment], Tensor]) -> Tensor:
+    """Return ``[d]``: what ``merge`` makes of each tensor's part ``[n, m]`` of the stack ``[n, d]``, in its place.
+
+    Only one tensor's temporaries are alive at a time.
+
+    Raises:
+        RunError: the segments do not tile the genome.
+    """
+    merged = torch.empty(stack.shape[1], device=stack.device)
+    slices(segments, stack.shape[1])
+    for segment in segments:
+        if segment.stop == segment.start:
+            continue
+        merged[segment.start : segment.stop] = merge(stack[:, segment.start : segment.stop], segment).flatten()
+    return merged
 
 
 def slices(segments: Sequence[Segment], length: int) -> list[slice]:

@@ -18,7 +18,7 @@ OPERATORS = sorted({name for registry in REGISTRIES.values() for name in registr
 
 
 def test_the_verbs() -> None:
-    assert VERBS == ["run", "resume", "train", "check", "score", "export", "ls", "new", "explain"]
+    assert VERBS == ["run", "resume", "train", "check", "score", "statistics", "export", "ls", "new", "explain"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -10,7 +10,7 @@ import torch
 
 from evomerge.engine import Stop
 from evomerge.keys import Key
-from evomerge.recipe.build import build_genetic
+from evomerge.recipe.build import build_genetic, load_hooks, with_hooks
 from evomerge.recipe.load import parse_recipe
 from evomerge.recipe.operators import REGISTRIES
 from evomerge.recipe.schema import GeneticSpec, OperatorSpec, Part, StopSpec
@@ -35,10 +35,22 @@ FOUR = SCALES * torch.randn(4, 40, generator=Key(1).at("experts").torch())
 TARGET = FOUR.mean(dim=0) * 1.5
 
 
+class Flat:
+    """Coordinates that are delta-W's entries themselves."""
+
+    segments = SEGMENTS
+
+    def norm(self, genome: torch.Tensor) -> float:
+        return float(genome.double().norm())
+
+    def scale(self, genome: torch.Tensor, factor: float) -> torch.Tensor:
+        return genome * factor
+
+
 def trajectory(*overrides: str) -> str:
     """Return the digest of the last state of a search whose fitness is closeness to a target."""
     recipe = parse_recipe(RECIPE, "synthetic.yaml", overrides)
-    strategy = build_genetic(recipe.strategy, SEGMENTS)
+    strategy = with_hooks(build_genetic(recipe.strategy, SEGMENTS), load_hooks(recipe), Flat())
     stop = Stop(recipe.stop.generations, recipe.stop.patience, recipe.stop.target)
     state: State = empty_state(40)
     while state.best is None or stop.reason(state) is None:
@@ -80,6 +92,46 @@ CHANGES = {
     "merge method dare_linear.density": ("0.7",),
     "merge method dare_ties.density": ("0.7",),
     "merge method dare_ties.compat": ("peft",),
+    "merge method magnitude_prune.density": ("0.7",),
+    "merge method della.density": ("0.6",),
+    "merge method della.epsilon": ("0.4",),
+    "merge method della.compat": ("mergekit",),
+    "merge method della.lam": ("0.8",),
+    "merge method della_linear.density": ("0.6",),
+    "merge method della_linear.epsilon": ("0.4",),
+    "merge method della_linear.compat": ("mergekit",),
+    "merge method della_linear.lam": ("0.8",),
+    "merge method breadcrumbs.density": ("0.7",),
+    "merge method breadcrumbs.gamma": ("0.1",),
+    "merge method breadcrumbs.lam": ("0.8",),
+    "merge method breadcrumbs_ties.density": ("0.7",),
+    "merge method breadcrumbs_ties.gamma": ("0.1",),
+    "merge method breadcrumbs_ties.compat": ("mergekit",),
+    "merge method breadcrumbs_ties.lam": ("0.8",),
+    "merge method nuslerp.per": ("row",),
+    "merge method karcher.compat": ("mergekit",),
+    "merge method sce.density": ("0.5",),
+    "merge method tall_consensus.lam": ("1.5",),
+    "merge method tall_consensus.least": ("1", "strategy.crossover.merge.lam=1.5"),
+    "merge method tall_consensus.scale": ("0.8",),
+    "merge method pcb.density": ("0.7",),
+    "merge method pcb.scope": ("global",),
+    "merge method pcb.lam": ("0.8",),
+    "merge method knots_ties.density": ("0.7",),
+    "merge method knots_ties.lam": ("0.8",),
+    "merge method iso_c.lam": ("0.8",),
+    "merge method iso_cts.common": ("0.3",),
+    "merge method iso_cts.lam": ("0.8",),
+    "merge method tsv.lam": ("0.8",),
+    "post_merge": ("[{name: drop_small}]",),
+    "hook drop_small.density": ("0.7",),
+    "hook drop_small.rescale": ("true",),
+    "hook match_norm.factor": ("1.2",),
+    "hook rht.mode": ("paper",),
+    "hook rht.gamma": ("0.5",),
+    "hook rht.alpha": ("2",),
+    "hook rht.beta": ("3",),
+    "hook rht.noise": ("0.5",),
     "stop.generations": ("3",),
     "stop.patience": ("1", "strategy.crossover.rate=0", "strategy.mutation.rate=0"),
     "stop.target": ("0.1",),
@@ -88,12 +140,15 @@ PLACES = {
     "parent selection": "strategy.crossover.select",
     "survivor selection": "strategy.survivors",
     "merge method": "strategy.crossover.merge",
+    "hook": "post_merge.0",
 }
 NO_SAY = {
     "strategy.name",  # there is one, and one mutation
     "strategy.mutation.name",
     "survivor selection truncation.elites",  # the fittest are kept, elites or not
     "merge method dare_linear.compat",  # differs on weights that do not sum to 1; crossover's always do
+    "merge method magnitude_prune.compat",  # so does this, and both differ on tensors smaller than 1 / density
+    "merge method breadcrumbs.compat",
 }
 
 
@@ -103,7 +158,8 @@ def test_it_changes_the_trajectory(parameter: str) -> None:
     kind, _, rest = parameter.rpartition(" ")
     if kind:  # an operator's parameter: the operator is chosen first
         name, _, parameter = rest.partition(".")
-        beside = [f"{PLACES[kind]}={{name: {name}}}", *beside]
+        chosen = f"post_merge=[{{name: {name}}}]" if kind == "hook" else f"{PLACES[kind]}={{name: {name}}}"
+        beside = [chosen, *beside]
         parameter = f"{PLACES[kind]}.{parameter}"
     before, after = trajectory(*beside), trajectory(*beside, f"{parameter}={value}")
     assert before == trajectory(*beside)
@@ -120,7 +176,7 @@ def test_no_parameter_is_left_out() -> None:
         if registry.kind != "mutation"
     }
     gaussian = {f"strategy.mutation.{name}" for name in REGISTRIES["mutation"]["gaussian"].schema.model_fields}
-    every = {"seed", *stop, *operators, *gaussian, *_leaves(GeneticSpec, "strategy")}
+    every = {"seed", "post_merge", *stop, *operators, *gaussian, *_leaves(GeneticSpec, "strategy")}
     assert every == CHANGES.keys() | NO_SAY
     assert list(REGISTRIES["mutation"]) == ["gaussian"]
 

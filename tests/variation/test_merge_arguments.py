@@ -27,7 +27,7 @@ SEGMENTS = (Segment("a", 0, (20, 10)), Segment("b", 200, (10,)))
         ("task_arithmetic", {"lam": 0.0}, "task_arithmetic.lam = 0.0: it should be greater than 0"),
         ("ties", {"lam": float("inf")}, "ties.lam = inf: it should be a finite number"),
         ("ties", {"scope": "row"}, "ties.scope = 'row': it should be 'tensor' or 'global'"),
-        ("ties", {"compat": "mergekit"}, "ties.compat = 'mergekit': it should be 'paper' or 'peft'"),
+        ("ties", {"compat": "other"}, "ties.compat = 'other': it should be 'paper', 'peft' or 'mergekit'"),
         ("linear", {"density": 0.5}, "linear has no parameter 'density'"),
     ],
 )

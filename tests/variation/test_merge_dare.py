@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from evomerge.keys import Key
 from evomerge.types import Segment
 from evomerge.variation.merge import MERGES
-from evomerge.variation.merge.sparsify import drop_and_rescale
+from evomerge.variation.merge.kernels import kernels
+from evomerge.variation.merge.sparsify import random_drop
 
 KEY = Key(0).at("merge")
 PARENT = torch.randn(1, 2000, generator=Key(0).torch()).sign() * 3
@@ -44,7 +46,9 @@ def test_dividing_by_the_kept_entries_would_scale_twice() -> None:
 
 
 def test_masks_of_equal_parents_are_independent_and_the_scale_is_exact() -> None:
-    kept = drop_and_rescale(torch.ones(2, 20_000), 0.25, KEY)
+    ones = torch.ones(2, 20_000)
+    drop = random_drop(ones, 0.25, KEY)
+    kept = torch.stack([kernels(ones).weighted_sum(ones, row, drop) for row in np.eye(2)])
     assert set(kept.unique().tolist()) == {0.0, 4.0}
     both = ((kept[0] > 0) & (kept[1] > 0)).float().mean().item()
     assert abs(both - 0.25**2) < 5 * (0.0625 * 0.9375 / 20_000) ** 0.5

@@ -21,8 +21,15 @@ from evomerge.types import Segment, digest_tensor
 from evomerge.variation.merge import MERGES
 from evomerge.variation.merge.sparsify import trim
 
-METHODS = ("dare_linear", "dare_ties", "linear", "task_arithmetic", "ties")
-AVERAGES = tuple(name for name in METHODS if name != "task_arithmetic")
+METHODS = tuple(MERGES)
+# The weights as given, not divided by their sum.
+SUMS = ("breadcrumbs", "task_arithmetic")
+AVERAGES = tuple(name for name in METHODS if name not in SUMS)
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+# Not the weighted average even where nothing is dropped and all agree: coefficients follow from angles or energies.
+CURVED = ("karcher", "model_stock", "nuslerp", "pcb", "sce", "slerp")
+# They change the spectrum of equal matrices by design; what holds is in test_merge_singular.py.
+SPECTRAL = ("iso_c", "iso_cts", "tsv")
 SEGMENTS = (Segment("a", 0, (20, 10)), Segment("b", 200, (7, 1)), Segment("c", 207, (3,)))
 KEY = Key(0).at("merge")
 
@@ -32,7 +39,9 @@ def stack_of(n: int, d: int = 210, seed: int = 0) -> torch.Tensor:
 
 
 def parameters(name: str, density: float) -> dict[str, float]:
-    return {"density": density} if "density" in MERGES[name].schema.model_fields else {}
+    # Values at which nothing is removed at density 1: TALL masks must not ask for a second user.
+    everything = {"density": density, "least": 1}
+    return {key: value for key, value in everything.items() if key in MERGES[name].schema.model_fields}
 
 
 def merge(name: str, stack: torch.Tensor, weights: list[float], **params: object) -> torch.Tensor:
@@ -40,12 +49,8 @@ def merge(name: str, stack: torch.Tensor, weights: list[float], **params: object
     return MERGES[name](stack, torch.tensor(weights), segments, KEY, **params)
 
 
-def test_the_registry_holds_the_five_methods() -> None:
-    assert tuple(MERGES) == METHODS
-
-
 @pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [0.2, 0.3, 0.5], [1.5, -0.5], [0.7, 0.9, -0.6]])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in SPECTRAL])
 def test_equal_parents_give_themselves(name: str, weights: list[float]) -> None:
     parent = stack_of(1)
     child = merge(name, parent.repeat(len(weights), 1), weights, **parameters(name, 1.0))
@@ -91,7 +96,7 @@ def test_task_arithmetic_uses_weights_as_given() -> None:
     assert merge("task_arithmetic", stack, [1.0, -1.0], lam=0.5).tolist() == [-1.0, 3.0]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in CURVED])
 def test_a_negative_weight_pushes_away(name: str) -> None:
     stack = torch.tensor([[2.0, 2.0], [1.0, 2.0]])
     child = merge(name, stack, [1.5, -0.5], **parameters(name, 1.0))
@@ -144,7 +149,7 @@ def test_the_key_decides_the_bytes_and_only_where_there_is_chance(name: str) -> 
     children = [MERGES[name](stack, weights, SEGMENTS, key) for key in (Key(1), Key(1), Key(2))]
     first, again, other = (digest_tensor(child) for child in children)
     assert first == again
-    assert (first != other) == name.startswith("dare")
+    assert (first != other) == (name in RANDOM)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -198,7 +203,7 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes() -> None:
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(evomerge.__file__).parents[1])}
     there = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True)
     assert there.stdout == here.getvalue()
-    assert len(there.stdout.splitlines()) == 6
+    assert len(there.stdout.splitlines()) == len(METHODS) + 1
 
 
 # Hand-computed: parents [4, -1] and [-2, -3], weights 1 and 3.

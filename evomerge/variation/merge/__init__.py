@@ -14,6 +14,8 @@ The same three rules hold for every method:
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from evomerge.registry import Registry
@@ -21,8 +23,36 @@ from evomerge.registry import Registry
 MERGES: Registry[..., Tensor] = Registry(
     "merge method",
     (
+        "evomerge.variation.merge.breadcrumbs",
         "evomerge.variation.merge.dare",
+        "evomerge.variation.merge.della",
         "evomerge.variation.merge.linear",
+        "evomerge.variation.merge.model_stock",
+        "evomerge.variation.merge.pcb",
+        "evomerge.variation.merge.prune",
+        "evomerge.variation.merge.sce",
+        "evomerge.variation.merge.singular",
+        "evomerge.variation.merge.spherical",
+        "evomerge.variation.merge.tall",
         "evomerge.variation.merge.ties",
     ),
 )
+
+INFORMED: Registry[..., Tensor] = Registry(
+    "merge method with statistics",
+    (
+        "evomerge.variation.merge.fisher",
+        "evomerge.variation.merge.regmean",
+    ),
+)
+"""Methods that also need what data say about each parent, so they merge experts and not children:
+``merge(stack, weights, segments, key, statistics, **parameters)`` with one ``Statistics`` for each parent."""
+
+ONE_SHOT: Registry[..., Any] = Registry(
+    "one-shot merge",
+    (
+        "evomerge.variation.merge.emr",
+        "evomerge.variation.merge.soup",
+    ),
+)
+"""Merges of experts whose result, or whose input, is more than a genome."""

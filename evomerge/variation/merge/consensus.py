@@ -4,46 +4,44 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from evomerge.variation.merge.weights import blocks, column, normalized
+from evomerge.variation.merge.kernels import Ballot, Drop, kernels
+from evomerge.variation.merge.weights import normalized
 
-Compat = Literal["paper", "peft"]
+Compat = Literal["paper", "peft", "mergekit"]
+
+# mergekit divides by no sum of weights below this.
+_MERGEKIT_LEAST = 1e-8
 
 
-def consensus(values: Tensor, carriers: Tensor, weights: Tensor, compat: Compat) -> Tensor:
-    """Elect signs from ``values`` and merge what agrees.
+def elect(values: Tensor, votes: Ballot, drop: Drop | None = None) -> Tensor:
+    """Elect a sign for every entry of ``values [n, d]`` and merge who agrees, ``[d]``."""
+    parents = values.float().contiguous()
+    untrimmed = np.zeros((len(parents), 1), dtype=np.float32)
+    return kernels(parents).elect(parents, [slice(0, parents.shape[1])], untrimmed, votes, drop)
 
-    The sign of an entry is that of the unweighted sum over parents (+1 for a sum of zero). A parent agrees
-    where its entry of ``carriers`` has that sign; zeros agree with nothing. The merged entry is the sum of
-    ``w x`` over those who agree, divided by
+
+def ballot(weights: Tensor, compat: Compat) -> Ballot:
+    """Return how parents of these weights ``[n]`` vote, and what divides the sum of those who agree.
+
+    The sign of an entry is that of the sum over parents (+1 for a sum of zero). A parent agrees where its entry
+    has that sign; zeros agree with nothing. The merged entry is the sum of ``w x`` over those who agree, divided by
 
     - paper: the share of the weights' magnitude that agrees, after the weights are normalised to sum 1. For
       weights of one sign this is the sum of ``w x`` over the sum of ``w`` (and TIES' mean for equal weights);
       for mixed signs it keeps ``merge(x, x) = x`` without dividing by a sum that may cancel entry by entry.
     - peft: the number of those who agree, with the weights as given.
+    - mergekit: the sum of the weights of those who agree; weighted entries vote.
 
     An entry where none agree is 0.
-
-    Args:
-        values: what is voted on and merged, ``[n, d]``.
-        carriers: ``values`` before a random drop, ``[n, d]``; ``values`` themselves if none was dropped.
-        weights: ``[n]``.
-        compat: the divisor.
     """
-    if compat == "paper":
-        weights = normalized(weights)
-        share = weights.abs() / weights.abs().sum()
-    else:
-        share = torch.ones_like(weights)
-    scale, votes = column(weights, values), column(share, values)
-    merged = []
-    for block, carrier in zip(blocks(values), blocks(carriers), strict=True):
-        # In float64 the sum of a few float32 numbers is exact enough that no order of parents flips a sign.
-        elected = torch.where(block.sum(dim=0, dtype=torch.float64) >= 0, 1.0, -1.0)
-        agree = carrier.sign() == elected
-        total = (scale * block * agree).sum(dim=0)
-        divisor = (votes * agree).sum(dim=0)
-        merged.append(torch.where(divisor > 0, total / divisor, 0.0))
-    return torch.cat(merged)
+    exact = weights.numpy()
+    ones = np.ones_like(exact)
+    if compat == "peft":
+        return Ballot(ones, exact, ones)
+    if compat == "mergekit":
+        return Ballot(exact, exact, exact, _MERGEKIT_LEAST)
+    exact = normalized(weights).numpy()
+    return Ballot(ones, exact, np.abs(exact) / np.abs(exact).sum())

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from evomerge.keys import Key
 from evomerge.types import Segment
 from evomerge.variation.merge import MERGES
-from evomerge.variation.merge.consensus import Compat, consensus
-from evomerge.variation.merge.sparsify import Density, drop_and_rescale
+from evomerge.variation.merge.consensus import Compat, ballot, elect
+from evomerge.variation.merge.kernels import Drop, kernels
+from evomerge.variation.merge.sparsify import Density, random_drop
 from evomerge.variation.merge.weights import checked, normalized, weighted_sum
+from evomerge.variation.segments import slices
 
 PAPER = "Yu et al. 2024, Language models are Super Mario (arXiv:2311.03099)"
 
@@ -20,7 +25,7 @@ PAPER = "Yu et al. 2024, Language models are Super Mario (arXiv:2311.03099)"
 def dare_linear(
     stack: Tensor,
     weights: Tensor,
-    segments: Sequence[Segment],  # noqa: ARG001
+    segments: Sequence[Segment],
     key: Key,
     *,
     density: Density = 0.5,
@@ -28,8 +33,9 @@ def dare_linear(
 ) -> Tensor:
     """Drop and rescale every parent, then average: E[result] is the ``linear`` merge.
 
-    ``density`` is 1 minus the paper's drop rate p. ``compat: peft`` is the sum ``sum_i w_i x_i`` with the
-    weights as given.
+    ``density`` is 1 minus the paper's drop rate p, rounded to a multiple of 2^-16. ``compat: peft`` is the sum
+    ``sum_i w_i x_i`` with the weights as given; ``compat: mergekit`` is that too, and rescales what is kept of
+    each tensor to the tensor's L1 norm instead of dividing by the density.
 
     Shapes: stack ``[n, d]``, weights ``[n]`` -> ``[d]``, float32.
 
@@ -37,15 +43,18 @@ def dare_linear(
         RunError: the shapes do not fit, or a weight is not finite.
     """
     parents, exact = checked(stack, weights)
-    kept = drop_and_rescale(parents, density, key)
-    return weighted_sum(kept, normalized(exact) if compat == "paper" else exact)
+    drop = random_drop(parents, density, key)
+    if compat == "mergekit":
+        return weighted_sum(_same_l1(parents, segments, drop), exact)
+    used = normalized(exact) if compat == "paper" else exact
+    return kernels(parents).weighted_sum(parents, used.numpy(), drop)
 
 
 @MERGES.register("dare_ties", paper=f"{PAPER}, with the consensus of Yadav et al. 2023")
 def dare_ties(
     stack: Tensor,
     weights: Tensor,
-    segments: Sequence[Segment],  # noqa: ARG001
+    segments: Sequence[Segment],
     key: Key,
     *,
     density: Density = 0.5,
@@ -58,7 +67,8 @@ def dare_ties(
     would come out ``(1 - (1 - density)^n) / density`` times too large). So E[merge(x, ..., x)] = x.
 
     Differs from plain TIES on the rescaled parents, which divides by the kept entries only. ``compat: peft``
-    does that, with the weights as given.
+    does that, with the weights as given. ``compat: mergekit`` rescales to each tensor's L1 norm, lets weighted
+    entries vote, and adds up who agrees without dividing.
 
     Shapes: stack ``[n, d]``, weights ``[n]`` -> ``[d]``, float32.
 
@@ -66,5 +76,28 @@ def dare_ties(
         RunError: the shapes do not fit, or a weight is not finite.
     """
     parents, exact = checked(stack, weights)
-    kept = drop_and_rescale(parents, density, key)
-    return consensus(kept, parents if compat == "paper" else kept, exact, compat)
+    drop = random_drop(parents, density, key)
+    if compat == "mergekit":
+        votes = replace(ballot(exact, compat), shares=np.zeros(len(exact)))
+        return elect(_same_l1(parents, segments, drop), votes)
+    votes = replace(ballot(exact, compat), dropped_count=compat == "paper")
+    return elect(parents, votes, drop)
+
+
+def _same_l1(parents: Tensor, segments: Sequence[Segment], drop: Drop) -> Tensor:
+    """Return what a drop keeps of the stack ``[n, d]``, each tensor scaled to the L1 norm that it had."""
+    kept = torch.empty_like(parents)
+    for part in slices(segments, parents.shape[1]):
+        first = part.start // 4 * 4  # random bits come in fours
+        words = drop.words(first, part.stop)[:, part.start - first :]
+        mask = torch.from_numpy(words.astype(np.int32)).to(parents.device) < drop.limit
+        block = torch.where(mask, parents[:, part], 0.0)
+        before, after = _l1(parents[:, part]), _l1(block)
+        factors = np.divide(before, after, out=np.zeros_like(before), where=after > 0)
+        kept[:, part] = block * torch.from_numpy(factors).to(parents)[:, None]
+    return kept
+
+
+def _l1(block: Tensor) -> np.ndarray:
+    norms: np.ndarray = np.abs(block.cpu().numpy()).sum(axis=1, dtype=np.float64)
+    return norms

@@ -9,9 +9,10 @@ from torch import Tensor
 from evomerge.keys import Key
 from evomerge.types import Segment
 from evomerge.variation.merge import MERGES
-from evomerge.variation.merge.consensus import Compat, consensus
+from evomerge.variation.merge.consensus import Compat, ballot
+from evomerge.variation.merge.kernels import kernels
 from evomerge.variation.merge.linear import Scale
-from evomerge.variation.merge.sparsify import Density, Scope, trim
+from evomerge.variation.merge.sparsify import Density, Scope, trim_thresholds
 from evomerge.variation.merge.weights import checked
 
 
@@ -32,11 +33,12 @@ def ties(
     ``density`` and ``lam`` default to the paper's advice where there is nothing to tune them on. On
     `subspace` genomes the entries are those of the cores, not of the delta-weights.
 
-    Differs from the paper: parents have weights (see ``consensus`` for the divisor; equal weights give the
+    Differs from the paper: parents have weights (see ``consensus.ballot`` for the divisor; equal weights give the
     paper's mean); the default scope trims each tensor by itself, where the authors' code trims the whole
     vector (``scope: global``); every tensor keeps at least one entry; entries that tie with the threshold are
     kept. ``compat: peft`` divides by the number of those who agree and may trim a small tensor to nothing; it
-    equals ``peft.utils.merge_utils.ties`` on each tensor wherever no magnitudes tie.
+    equals ``peft.utils.merge_utils.ties`` on each tensor wherever no magnitudes tie. ``compat: mergekit`` lets
+    weighted entries vote and divides by the sum of the weights of those who agree, as mergekit's ``ties`` does.
 
     Shapes: stack ``[n, d]``, weights ``[n]`` -> ``[d]``, float32.
 
@@ -44,5 +46,5 @@ def ties(
         RunError: the shapes or segments do not fit, or a weight is not finite.
     """
     parents, exact = checked(stack, weights)
-    trimmed = trim(parents, segments, density, scope, least=1 if compat == "paper" else 0)
-    return lam * consensus(trimmed, trimmed, exact, compat)
+    parts, thresholds = trim_thresholds(parents, segments, density, scope, least=0 if compat == "peft" else 1)
+    return kernels(parents).elect(parents, parts, thresholds, ballot(exact, compat)).mul_(lam)

@@ -1,0 +1,144 @@
+"""`evomerge merge`: one merge, without a search."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from evomerge.oneshot.estimate import Estimate
+    from evomerge.recipe.merge import MergeRecipe
+
+EPILOG = """Examples:
+
+  evomerge merge --method ties --density 0.5 --weights 0.4,0.6 expert_a expert_b -o merged
+
+  evomerge merge --method linear expert_a expert_b --into-base -o full-model
+
+  evomerge merge --method dare_ties --base base-model model_a model_b -o merged-model
+
+  evomerge merge --method ties expert_a expert_b --post rht --post match_norm -o merged
+
+  evomerge merge --method greedy_soup --fitness capitals --fitness german expert_a expert_b -o soup
+
+  evomerge merge my-merge.yaml -o merged --dry-run
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("merge", epilog=EPILOG)(merge)
+
+
+def merge(  # noqa: PLR0913 - the options of a command
+    experts: Annotated[list[str], typer.Argument(help="Adapters or full models (folders, hub names); or one YAML.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist.")],
+    method: Annotated[str | None, typer.Option(help="See `evomerge ls operators`. [linear]")] = None,
+    weights: Annotated[str | None, typer.Option(help="One for each expert, e.g. 0.4,0.6. [1/n each]")] = None,
+    density: Annotated[float | None, typer.Option(help="The method's `density`.")] = None,
+    compat: Annotated[str | None, typer.Option(help="The method's `compat`: paper, peft, mergekit.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Anything else, e.g. method.lam=0.5, rank=16. Repeatable.")
+    ] = None,
+    post: Annotated[list[str] | None, typer.Option(help="Hook after the merge, in order. Repeatable.")] = None,
+    space: Annotated[
+        Literal["auto", "subspace", "factors", "dense"] | None, typer.Option(help="Where the arithmetic is done.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base model: full models are merged as task vectors of it.")] = None,
+    into_base: Annotated[bool, typer.Option("--into-base", help="Write base and merged adapter as one model.")] = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the merged adapter. [the exact one]")] = None,
+    fitness: Annotated[list[str] | None, typer.Option(help="For greedy_soup: fitness file. Repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Root of all randomness. [0]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell sizes, memory and time; write nothing.")] = False,
+) -> None:
+    """Merge adapters into an adapter, adapters into their base, or full models into a full model."""
+    options: dict[str, Any] = {
+        "method": _given(name=method, density=density, compat=compat),
+        "post_merge": [{"name": name} for name in post or []],
+        **_given(weights=_numbers(weights), space=space, base=base, rank=rank, fitness=fitness, seed=seed),
+        "into_base": into_base,
+    }
+    recipe = _recipe(experts, {key: value for key, value in options.items() if value}, set_ or [])
+    _do(recipe, output, dry_run=dry_run)
+
+
+def _do(recipe: MergeRecipe, output: Path, *, dry_run: bool) -> None:
+    from evomerge.oneshot.estimate import estimate
+    from evomerge.oneshot.request import resolve_request
+    from evomerge.oneshot.run import check_output, run_merge
+
+    check_output(output)
+    request = resolve_request(recipe)
+    if dry_run:
+        _print_estimate(estimate(request))
+        return
+    done = run_merge(request, output, Lines())
+    typer.echo(f"{done.output}: {done.lines[0]}")
+    for line in done.lines[1:]:
+        typer.echo(f"  {line}")
+    typer.echo(f"  {done.seconds:.1f} s")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _recipe(experts: list[str], options: dict[str, Any], overrides: list[str]) -> MergeRecipe:
+    """Return the merge that the options describe, or a YAML file that they override."""
+    from evomerge.recipe.load import load_merge, make_merge
+
+    if len(experts) == 1 and Path(experts[0]).suffix in (".yaml", ".yml"):
+        given = [f"method.{key}={value}" for key, value in options.pop("method", {}).items()]
+        given += [f"{key}={value}" for key, value in options.items()]
+        return load_merge(Path(experts[0]), [*given, *overrides])
+    return make_merge({"experts": experts, **options}, overrides)
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    from evomerge.errors import RecipeError
+
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"--weights {text!r} are no numbers", where="--weights", fix="E.g. 0.4,0.6") from None
+
+
+def _print_estimate(found: Estimate) -> None:
+    gib = 2**30
+    typer.echo(f"{found.experts} experts, {found.entries:,} numbers each in {found.tensors} tensors")
+    typer.echo(f"  reads   {found.read / gib:.2f} GiB")
+    typer.echo(f"  writes  {found.written / gib:.2f} GiB at most")
+    typer.echo(f"  memory  about {found.memory / gib:.2f} GiB")
+    if found.seconds is None:
+        typer.echo("  time    depends on data; not measured")
+    else:
+        typer.echo(f"  time    about {found.seconds:.1f} s of arithmetic (measured on a sample), and the disk's")
+
+
+class Lines:
+    """Tells how far a merge is: a line for each stage, and one that moves for the bytes of a full model."""
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._shown = 0.0
+
+    def stage(self, text: str) -> None:
+        """Print what is being done."""
+        typer.echo(f"{text} ...", err=True)
+
+    def bytes(self, done: int, total: int) -> None:
+        """Show the share that is written and the time left, four times a second at most."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = now
+        if sys.stderr.isatty() and (now - self._shown > 0.25 or done == total):
+            self._shown = now
+            left = (now - self._start) * (total - done) / max(done, 1)
+            end = "\n" if done == total else ""
+            print(f"\r{done / 2**20:,.0f} of {total / 2**20:,.0f} MiB   left {left:.0f} s ", end=end, file=sys.stderr)

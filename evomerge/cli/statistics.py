@@ -1,0 +1,88 @@
+"""`evomerge statistics`: what data say about each expert, for merges that ask for it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Literal
+
+import typer
+
+EPILOG = """Examples:
+
+  evomerge statistics capitals/ german/ --fitness capitals --fitness german
+
+  evomerge statistics expert_a expert_b --fitness capitals,arithmetic --examples 64
+
+  evomerge statistics full_model_a full_model_b --fitness my_fitness.py
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("statistics", epilog=EPILOG)(statistics)
+
+
+def statistics(
+    experts: Annotated[
+        list[str],
+        typer.Argument(help="All experts of the later merge, for they span the space: PEFT folders, or full models."),
+    ],
+    fitness: Annotated[
+        list[str],
+        typer.Option(help="Fitness file of each expert (several: a,b), in their order; given once, it is for all."),
+    ],
+    base: Annotated[str | None, typer.Option(help="Base model; by default the one the adapters name.")] = None,
+    space: Annotated[
+        Literal["subspace", "factors", "dense"] | None,
+        typer.Option(help="Space of the later merge; by default subspace, for full models dense."),
+    ] = None,
+    split: Annotated[Literal["train", "search"], typer.Option(help="Which rows.")] = "train",
+    examples: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each fitness file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make them anew where they exist.")] = False,
+) -> None:
+    """Measure the Fisher information and the input Gram matrices that `fisher` and `regmean` merge by."""
+    from evomerge.spaces.statistics import read_statistics
+    from evomerge.statistics_run import statistics as measure
+
+    given = [entry.split(",") for entry in fitness]
+    paths = measure(experts, given, Line(), base=base, space=space, split=split, examples=examples, force=force)
+    for path in paths:
+        found = read_statistics(path.parent)
+        entries = sum(tensor.numel() for tensor in found.fisher.values())
+        mean = sum(float(tensor.sum()) for tensor in found.fisher.values()) / entries
+        typer.echo(
+            f"{path.resolve().parent.name:<16} {found.examples} examples   {found.tokens:,} tokens   "
+            f"mean Fisher {mean:.2e}   {path} ({path.stat().st_size / 1e6:.1f} MB)"
+        )
+
+
+class Line:
+    """A line on the terminal that tells how far it is and the time left."""
+
+    def __init__(self) -> None:
+        self._name, self._number, self._total = "", 0, 0
+        self._start = time.monotonic()
+
+    def stage(self, text: str) -> None:
+        """Print what is being done."""
+        typer.echo(f"{text} ...", err=True)
+
+    def kept(self, name: str) -> None:
+        """Print that an expert's statistics exist already."""
+        typer.echo(f"{name:<16} has them, kept (--force makes them anew)", err=True)
+
+    def expert(self, name: str, number: int, total: int) -> None:
+        """Begin an expert."""
+        self._name, self._number, self._total = name, number, total
+        self._start = time.monotonic()
+
+    def step(self, done: int, total: int) -> None:
+        """Rewrite the line."""
+        from evomerge.cli.display import clock
+
+        if sys.stderr.isatty():
+            spent = time.monotonic() - self._start
+            left = spent / done * (total * (1 + self._total - self._number) - done)
+            text = f"{self._name} ({self._number}/{self._total})   {done:,} of {total:,} tokens   left {clock(left)}"
+            typer.echo(f"\r{text:<78}", nl=done == total, err=True)

@@ -1,0 +1,109 @@
+"""Add an adapter's delta-W to its base's weights, tensor by tensor: a full model without loading one."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import ExpertError
+from evomerge.experts.full import FullModel, full_problems, is_head
+from evomerge.experts.shards import SHARD_BYTES, Named, Progress, Slot, write_full
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+# Models whose linear layers, but for the output head, keep the weight as [in, out] (transformers' Conv1D).
+_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+
+
+def add_adapter(base: FullModel, factors: Factors) -> Generator[Named]:
+    """Yield every tensor of the base, with ``B @ A`` added in float32 and rounded once to the base's dtype.
+
+    Args:
+        base: the model; its tensors come in the order of their bytes.
+        factors: ``(B [out, r], A [r, in])`` by module name of the base, the scale folded in.
+
+    Raises:
+        ExpertError: the base is quantised, lacks a module, has it in another shape, ties it to another, or has
+            entries that are not finite.
+    """
+    for problem in full_problems([base], None):
+        raise problem
+    targets = {_tensor_of(base, module): module for module in sorted(factors)}
+    flipped = {name: _is_flipped(base, name, factors[module]) for name, module in targets.items()}
+    if any(flip is None for flip in flipped.values()):
+        flipped |= _squares(base, flipped)
+    return _added(base, {name: factors[module] for name, module in targets.items()}, flipped)
+
+
+def write_merged(
+    output: Path,
+    base: FullModel,
+    factors: Factors,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    extra: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write base + delta-W as a full model in the base's dtype, with the base's config and tokenizer.
+
+    Raises:
+        ExpertError: as ``add_adapter``.
+        RunError: it cannot be written (see ``write_full``).
+    """
+    slots = [Slot(name, stored.dtype, stored.shape) for name, stored in base.tensors.items()]
+    stream = add_adapter(base, factors)
+    write_full(output, slots, stream, source=base, shard_bytes=shard_bytes, extra=extra, progress=progress)
+
+
+def _added(base: FullModel, factors: Factors, flipped: Mapping[str, bool | None]) -> Generator[Named]:
+    for name in base.tensors:
+        weight = base.read(name)
+        if name in factors:
+            B, A = factors[name]
+            delta = B.float() @ A.float()
+            total = weight.float() + (delta.T if flipped[name] else delta)
+            if not bool(torch.isfinite(total).all()):
+                cause = f"{name} of {base.name!r} has NaN or infinite entries once the adapter is added"
+                raise ExpertError(cause, where=f"{base.path}: {name}", fix="Look at the base and at the adapter.")
+            weight = total.to(weight.dtype)
+        yield name, weight
+
+
+def _tensor_of(base: FullModel, module: str) -> str:
+    """Return the tensor of a module; checkpoints of base models lack, or have, the name of the whole in front."""
+    name = f"{module}.weight"
+    found = [name] if name in base.tensors else []
+    found = found or [t for t in base.tensors if name.endswith(f".{t}") or t.endswith(f".{name}")]
+    if len(found) == 1:
+        return found[0]
+    if is_head(name) and base.find(name) is not None:
+        cause = f"The adapter changes {module}, which {base.name!r} ties to {base.twin(name)}"
+        fix = "Save the base with an output head of its own (tie_word_embeddings=False) first."
+        raise ExpertError(cause, where=f"{base.path}: {name}", fix=fix)
+    what = "no tensor" if not found else f"{len(found)} tensors"
+    cause = f"{base.name!r} has {what} for the adapter's module {module}"
+    raise ExpertError(cause, where=f"{base.path}: {name}", fix="Give the base that the adapter was trained on.")
+
+
+def _is_flipped(base: FullModel, name: str, pair: tuple[Tensor, Tensor]) -> bool | None:
+    """Return whether the weight is stored as [in, out], or ``None`` where its square shape does not tell."""
+    delta, shape = (pair[0].shape[0], pair[1].shape[1]), base.tensors[name].shape
+    if shape not in (delta, delta[::-1]):
+        cause = f"{name} of {base.name!r} is {list(shape)}, but the adapter's delta-W is {list(delta)}"
+        raise ExpertError(cause, where=f"{base.path}: {name}", fix="Give the base that the adapter was trained on.")
+    return None if shape[0] == shape[1] else shape != delta
+
+
+def _squares(base: FullModel, flipped: Mapping[str, bool | None]) -> dict[str, bool]:
+    """Return how square weights are stored: by the kind of model, where no other module speaks against it."""
+    kind = base.config.get("model_type")
+    squares = [name for name, flip in flipped.items() if flip is None]
+    if kind in _CONV1D:
+        return {name: not is_head(name) for name in squares}
+    if kind is None or any(flipped.values()):
+        cause = f"{squares[0]} of {base.name!r} is square: whether it is stored transposed cannot be told"
+        fix = f"Write the model_type into its config.json; transposed are {', '.join(_CONV1D)}."
+        raise ExpertError(cause, where=f"{base.path}: {squares[0]}", fix=fix)
+    return dict.fromkeys(squares, False)

@@ -1,0 +1,238 @@
+"""Write a full model tensor by tensor, in safetensors shards named as Hugging Face names them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evomerge.errors import RunError
+from evomerge.experts.full import CONFIG, INDEX, WEIGHTS, FullModel
+from evomerge.experts.stored import CODE_OF, LENGTH, Stored
+from evomerge.files import new_folder
+
+Named = tuple[str, Tensor]
+Progress = Callable[[int, int], None]
+SHARD_BYTES = 5_000_000_000
+_ALIGNED = 8  # bytes: headers are padded, so that tensors of any dtype start where the processor likes it
+_BESIDE = {".json", ".txt", ".jinja", ".model", ".tiktoken", ".py"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor that is going to be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def plan_shards(slots: Sequence[Slot], shard_bytes: int = SHARD_BYTES) -> dict[str, tuple[Slot, ...]]:
+    """Return the slots of each file by its name, in order; the rule is Hugging Face's.
+
+    A tensor begins the next file where it would grow the current one beyond ``shard_bytes``; one that is larger
+    itself has a file of its own, and the current one goes on after it.
+
+    Raises:
+        RunError: there is nothing to write, or ``shard_bytes`` is not positive.
+    """
+    if not slots or shard_bytes < 1:
+        cause = f"{len(slots)} tensors in shards of {shard_bytes} bytes cannot be written"
+        raise RunError(cause, where="shard_bytes", fix="Give at least one tensor and a positive size.")
+    shards: list[list[Slot]] = []
+    current: list[Slot] = []
+    size = 0
+    for slot in slots:
+        if slot.nbytes > shard_bytes:
+            shards.append([slot])
+            continue
+        if size + slot.nbytes > shard_bytes:
+            shards.append(current)
+            current, size = [], 0
+        current.append(slot)
+        size += slot.nbytes
+    if current:
+        shards.append(current)
+    if len(shards) == 1:
+        return {WEIGHTS: tuple(shards[0])}
+    stem = WEIGHTS.removesuffix(".safetensors")
+    count = len(shards)
+    return {f"{stem}-{i:05d}-of-{count:05d}.safetensors": tuple(shard) for i, shard in enumerate(shards, start=1)}
+
+
+class ShardWriter:
+    """Writes tensors, one at a time and in any order, into files that were laid out beforehand.
+
+    One thread writes while the caller makes the next tensor; no more than one waits for it.
+    """
+
+    def __init__(self, folder: Path, slots: Sequence[Slot], shard_bytes: int = SHARD_BYTES) -> None:
+        self._folder = folder
+        self._files = plan_shards(slots, shard_bytes)
+        self._places: dict[str, Stored] = {}
+        self._left: set[str] = {slot.name for slot in slots}
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> ShardWriter:
+        """Write the headers."""
+        for file, slots in self._files.items():
+            self._open(self._folder / file, slots)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the last tensor, and write the index if there are several files.
+
+        Raises:
+            RunError: a tensor was not written.
+        """
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        if kind is None:
+            if self._left:
+                cause = f"{len(self._left)} tensors were not written, {min(self._left)} the first"
+                raise RunError(cause, where=str(self._folder), fix="Write every tensor of the layout.")
+            self._write_index()
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor to its place; it must not be changed after.
+
+        Raises:
+            RunError: it is not in the layout, is written twice, or has another dtype or shape there.
+        """
+        if name not in self._left:
+            cause = f"{name} is {'written twice' if name in self._places else 'not in the layout'}"
+            raise RunError(cause, where=str(self._folder), fix="Write each tensor of the layout once.")
+        place = self._places[name]
+        if (tensor.dtype, tuple(tensor.shape)) != (place.dtype, place.shape):
+            cause = f"{name} is {tensor.dtype} {list(tensor.shape)}, not {place.dtype} {list(place.shape)} as laid out"
+            raise RunError(cause, where=str(self._folder), fix="Cast or reshape it, or change the layout.")
+        self._left.remove(name)
+        self._wait()
+        self._pending = self._pool.submit(_put, place, tensor)
+
+    def _open(self, path: Path, slots: Sequence[Slot]) -> None:
+        # The wider dtypes first, as safetensors itself does: then every tensor is aligned.
+        ordered = sorted(slots, key=lambda slot: -slot.dtype.itemsize)
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        starts, start = {}, 0
+        for slot in ordered:
+            end = start + slot.nbytes
+            header[slot.name] = {"dtype": CODE_OF[slot.dtype], "shape": slot.shape, "data_offsets": (start, end)}
+            starts[slot.name], start = start, end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _ALIGNED)
+        path.write_bytes(len(text).to_bytes(LENGTH, "little") + text)
+        for slot in ordered:
+            self._places[slot.name] = Stored(path, LENGTH + len(text) + starts[slot.name], slot.dtype, slot.shape)
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write_index(self) -> None:
+        if len(self._files) == 1:
+            return
+        total = sum(place.nbytes for place in self._places.values())
+        files = {slot.name: file for file, slots in self._files.items() for slot in slots}
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        (self._folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_full(
+    output: Path,
+    slots: Sequence[Slot],
+    stream: Generator[Named],
+    *,
+    source: FullModel,
+    shard_bytes: int = SHARD_BYTES,
+    extra: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a stream of tensors as a model folder; after any interruption ``output`` is what it was before.
+
+    Args:
+        output: a folder; one that exists is replaced.
+        slots: the layout: every tensor of the stream, in the order in which files are filled.
+        stream: ``(name, tensor)``, each once, in any order; its tensors are not changed after they were yielded.
+        source: where config, tokenizer and chat template are copied from.
+        shard_bytes: the largest size of a weights file.
+        extra: further text files by name, such as ``README.md``.
+        progress: is told the bytes written so far and in all.
+
+    Raises:
+        RunError: the disk has no room, the system refused, or stream and layout differ.
+    """
+    total = sum(slot.nbytes for slot in slots)
+    _check_space(output, total)
+    done = 0
+    try:
+        with contextlib.closing(stream), new_folder(output) as staged:
+            with ShardWriter(staged, slots, shard_bytes) as writer:
+                for name, tensor in stream:
+                    writer.write(name, tensor)
+                    done += tensor.nbytes
+                    if progress:
+                        progress(done, total)
+            copy_beside(source, staged, {slot.dtype for slot in slots})
+            for name, text in (extra or {}).items():
+                (staged / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        cause = f"cannot write the model: {error.strerror} ({total:,} bytes needed); nothing of it was left"
+        fix = "Free space there, raise the limit, or choose another folder."
+        raise RunError(cause, where=str(output), fix=fix) from error
+
+
+def copy_beside(source: FullModel, folder: Path, dtypes: set[torch.dtype]) -> None:
+    """Copy what lies beside a model's weights: config, tokenizer, chat template, code; no weights and no index.
+
+    The config's dtype becomes the written one, where there is one of floats: transformers loads by it.
+    """
+    for path in sorted(source.path.iterdir()):
+        if path.is_file() and path.suffix in _BESIDE and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
+    floats = sorted({str(dtype).removeprefix("torch.") for dtype in dtypes if dtype.is_floating_point})
+    marks = [key for key in ("dtype", "torch_dtype") if key in source.config]
+    if len(floats) == 1 and any(source.config[key] != floats[0] for key in marks):
+        config = {**source.config, **dict.fromkeys(marks, floats[0])}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_space(output: Path, needed: int) -> None:
+    folder = next(parent for parent in output.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        cause = f"{output} needs {needed:,} bytes, but {folder} has {free:,} free"
+        raise RunError(cause, where=str(output), fix="Free space there, or choose another folder.")
+
+
+def _put(place: Stored, tensor: Tensor) -> None:
+    raw: NDArray[np.uint8] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data = raw.data
+    with place.path.open("r+b", buffering=0) as file:
+        file.seek(place.offset)
+        while data:
+            data = data[file.write(data) :]

@@ -1,0 +1,122 @@
+"""A merge method bound to a request: its parameters, weights, hooks, and the experts' statistics if it needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import ExpertError, RecipeError
+from evomerge.keys import Key
+from evomerge.recipe.merge import MergeRecipe
+from evomerge.recipe.operators import METHODS
+from evomerge.spaces.statistics import Statistics, read_statistics
+from evomerge.types import Segment
+from evomerge.variation.hooks import HookSpace
+from evomerge.variation.hooks.apply import Hook, apply_hooks, bind_hook
+from evomerge.variation.merge import INFORMED
+
+
+@dataclass(frozen=True)
+class Expert:
+    """What a method may ask about an expert beside its numbers: where it lies, and its digest if it has one."""
+
+    name: str
+    folder: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class TensorSpace:
+    """One tensor of the streamed `dense` space: entries are those of delta-W."""
+
+    segments: tuple[Segment, ...]
+
+    def norm(self, genome: Tensor) -> float:
+        """Return the Frobenius norm."""
+        return float(genome.double().norm())
+
+    def scale(self, genome: Tensor, factor: float) -> Tensor:
+        """Return ``factor * genome``."""
+        return genome * factor
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """``merge(stack, space, key)`` with everything else fixed.
+
+    Attributes:
+        name: of the method.
+        space_digest: which statistics fit.
+        experts: the parents, in the order of the rows.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    weights: Tensor
+    hooks: tuple[Hook, ...]
+    experts: tuple[Expert, ...]
+    space_digest: str
+
+    @classmethod
+    def of(cls, recipe: MergeRecipe, experts: Sequence[Expert], space: str, space_digest: str) -> Method:
+        """Bind the method of a merge.
+
+        Raises:
+            RecipeError: the method means nothing in this space.
+            Problems: bad parameters of the method or of a hook.
+            ExpertError: the method needs statistics, and an expert has none that fit.
+        """
+        name = recipe.method.name
+        operator = METHODS[name]
+        if operator.spaces and space not in operator.spaces:
+            cause = f"{name} works on delta-weights, which the entries of A and B are not"
+            raise RecipeError(cause, where="space", fix=f"Use one of the spaces {', '.join(operator.spaces)}.")
+        n = len(recipe.experts)
+        weights = torch.tensor(recipe.weights or [1 / n] * n, dtype=torch.float64)
+        hooks = tuple(bind_hook(spec.name, spec.parameters) for spec in recipe.post_merge)
+        parameters = operator.check(recipe.method.parameters)
+        method = cls(name, parameters, weights, hooks, tuple(experts), space_digest)
+        if method.informed:
+            method.statistics(())  # they exist and fit, or it is said before anything heavy starts
+        return method
+
+    @property
+    def informed(self) -> bool:
+        """Return whether the method needs what data say about each expert."""
+        return self.name in list(INFORMED)
+
+    def __call__(self, stack: Tensor, space: HookSpace, key: Key) -> Tensor:
+        """Merge ``stack [n, d]`` into ``[d]``, and let the hooks follow."""
+        operator = METHODS[self.name]
+        extra = [self.statistics([s.name for s in space.segments])] if self.informed else []
+        child = operator.function(stack, self.weights, space.segments, key.at("merge"), *extra, **self.parameters)
+        return apply_hooks(child, stack, space, self.hooks, key)
+
+    def statistics(self, segments: Sequence[str]) -> list[Statistics]:
+        """Return each expert's statistics of the named segments.
+
+        Raises:
+            ExpertError: an expert has none, or they are of other weights or of another pool.
+        """
+        found = []
+        for expert in self.experts:
+            statistics = read_statistics(expert.folder, segments)
+            if statistics.space != self.space_digest or statistics.expert not in ("", expert.digest):
+                stale = "other weights" if statistics.space == self.space_digest else "another pool or space"
+                raise ExpertError(
+                    f"The statistics of expert {expert.name!r} are those of {stale}",
+                    where=str(expert.folder),
+                    fix="Make them anew, of all experts of this merge at once: `evomerge statistics --force`.",
+                )
+            found.append(statistics)
+        return found
+
+
+def merge_tensor(method: Method, stack: Tensor, segment: Segment, key: Key) -> Tensor:
+    """Merge one tensor of the streamed `dense` space, ``[n, m]`` to ``[m]``; its key is at its own name."""
+    return method(stack, TensorSpace((segment,)), key.at(segment.name))

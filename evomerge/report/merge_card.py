@@ -1,0 +1,102 @@
+"""The model card of a one-shot merge: how it was made, so that anyone can make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import dedent
+from typing import Any
+
+from evomerge.report.card import adapter_usage, cell, fenced, is_hub_id, residual_note
+
+_TAGS = ("evomerge", "merge", "transformers")
+
+
+@dataclass(frozen=True)
+class MergeFacts:
+    """What a merge's card tells.
+
+    Attributes:
+        title: the card's heading.
+        kind: what was written.
+        base: the base model as transformers loads it, ``None`` if none was named.
+        base_model: its hub name, ``None`` if it has none.
+        method: name and parameters on one line.
+        experts: name and weight of each.
+        hooks: name and parameters of each, in order.
+        space: in which the arithmetic was done.
+        recipe_text: YAML that makes this merge again.
+        numbers: further facts in words, such as norms.
+        rank: of the adapter.
+        residual: share of the norm that this rank loses.
+        views: the tasks that it has views of (EMR).
+    """
+
+    title: str
+    kind: str
+    base: str | None
+    base_model: str | None
+    method: str
+    experts: Sequence[tuple[str, float]]
+    hooks: Sequence[str]
+    space: str
+    recipe_text: str
+    numbers: Sequence[str] = ()
+    rank: int | None = None
+    residual: float = 0.0
+    views: Sequence[str] = ()
+
+
+def merge_card(facts: MergeFacts) -> str:
+    """Return the README.md of a merged adapter or model: YAML metadata for the Hub, then Markdown."""
+    what = f"A LoRA adapter (rank {facts.rank})" if facts.rank else "A full model"
+    of = f" for `{facts.base_model or facts.base}`" if facts.base else ""
+    hooks = f", followed by {', '.join(f'`{hook}`' for hook in facts.hooks)}" if facts.hooks else ""
+    sections = [
+        _front_matter(facts),
+        f"# {facts.title}",
+        f"{what}{of}, merged by `{facts.method}`{hooks} in the space `{facts.space}` with "
+        "[evomerge](https://github.com/evomerge/evomerge); no training was done on the merge.",
+        *([residual_note(facts.residual, facts.rank)] if facts.rank else []),
+        *facts.numbers,
+        "## Experts\n\n| expert | weight |\n| --- | ---: |\n"
+        + "\n".join(f"| {cell(name)} | {weight:.6g} |" for name, weight in facts.experts),
+        f"## How to use\n\n{_usage(facts)}",
+        *([_views(facts.views)] if facts.views else []),
+        f"## Recipe\n\n`evomerge merge` with this file makes it again.\n\n{fenced(facts.recipe_text, 'yaml')}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(facts: MergeFacts) -> str:
+    from huggingface_hub import ModelCardData
+
+    relation = "adapter" if facts.rank else "merge"
+    sources = [facts.base_model] if facts.rank else [facts.base_model, *(name for name, _ in facts.experts)]
+    known = [name for name in sources if name and "/" in name and is_hub_id(name)]
+    metadata: dict[str, Any] = {"base_model": known, "base_model_relation": relation} if known else {}
+    tags = sorted([*_TAGS, *(["lora"] if facts.rank else [])])
+    library = "peft" if facts.rank else "transformers"
+    data = ModelCardData(library_name=library, pipeline_tag="text-generation", tags=tags, **metadata)
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _usage(facts: MergeFacts) -> str:
+    if facts.rank:
+        return adapter_usage(facts.base_model or facts.base or "")
+    code = """\
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(".")  # this folder, or its name on the Hub
+        model = AutoModelForCausalLM.from_pretrained(".")
+        """
+    return fenced(dedent(code), "python")
+
+
+def _views(tasks: Sequence[str]) -> str:
+    listed = "\n".join(f"- {cell(task)}" for task in tasks)
+    return (
+        "## Tasks\n\nThe adapter is EMR's unified task vector. Each task takes its own view of it, by the mask and "
+        f"rescaler in `emr/`:\n\n{listed}\n\n"
+        "`evomerge export FOLDER --view TASK -o OUT` writes a view as an adapter of its own."
+    )

@@ -1,0 +1,87 @@
+"""What data say about one expert, in the coordinates of a genome space; on disk, a safetensors file beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from evomerge.errors import ExpertError
+from evomerge.files import write_bytes
+
+FILE = "evomerge_statistics.safetensors"
+DENSE: Final = "dense"
+"""The `space` of statistics of whole weights: those coordinates are the same for every pool."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Sums over the examples of some fitness files, taken with the expert in place.
+
+    A segment's matrix ``M [out, in]`` maps what comes in, ``z [in]``, to ``M z`` for each token.
+
+    Attributes:
+        fisher: by segment, the mean over examples of the squared gradient of the example's log-likelihood with
+            respect to the segment, of the segment's shape: the diagonal of the empirical Fisher information.
+        grams: by segment, the mean over tokens of ``z z^T``, ``[in, in]``. Segments without an input have none.
+        examples: how many examples were seen.
+        tokens: how many tokens were seen.
+        space: digest of the genome space whose segments these are.
+        expert: digest of the expert.
+        tasks: names of the fitness files.
+    """
+
+    fisher: Mapping[str, Tensor]
+    grams: Mapping[str, Tensor]
+    examples: int
+    tokens: int
+    space: str
+    expert: str
+    tasks: tuple[str, ...]
+
+
+def write_statistics(folder: Path, statistics: Statistics) -> Path:
+    """Write ``evomerge_statistics.safetensors`` into the expert's folder; the previous one stays until it is whole."""
+    tensors = {f"fisher/{name}": tensor.contiguous() for name, tensor in sorted(statistics.fisher.items())}
+    tensors |= {f"gram/{name}": tensor.contiguous() for name, tensor in sorted(statistics.grams.items())}
+    about = {
+        "examples": statistics.examples,
+        "tokens": statistics.tokens,
+        "space": statistics.space,
+        "expert": statistics.expert,
+        "tasks": statistics.tasks,
+    }
+    write_bytes(folder / FILE, safetensors.torch.save(tensors, metadata={"evomerge": json.dumps(about)}))
+    return folder / FILE
+
+
+def read_statistics(folder: Path, segments: Iterable[str] | None = None) -> Statistics:
+    """Read an expert's statistics: of all segments, or of some, so that one need not hold them all.
+
+    Raises:
+        ExpertError: there are none, or the file is not one.
+    """
+    path = folder / FILE
+    fix = f"Make them: `evomerge statistics {folder} --fitness NAME`, with all experts of the merge at once."
+    if not path.is_file():
+        raise ExpertError(f"Expert {folder.name!r} has no statistics", where=str(path), fix=fix)
+    wanted = None if segments is None else set(segments)
+    found: dict[str, dict[str, Tensor]] = {"fisher": {}, "gram": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("evomerge", "null"))
+            for key in sorted(file.keys()):
+                kind, _, name = key.partition("/")
+                if kind in found and (wanted is None or name in wanted):
+                    found[kind][name] = file.get_tensor(key)
+    except (SafetensorError, ValueError) as error:
+        raise ExpertError(f"{path.name} is truncated or corrupt ({error})", where=str(path), fix=fix) from None
+    if about is None:
+        raise ExpertError(f"{path.name} was not written by evomerge", where=str(path), fix=fix)
+    return Statistics(found["fisher"], found["gram"], **{**about, "tasks": tuple(about["tasks"])})

@@ -1,0 +1,97 @@
+"""RegMean: the matrix whose outputs are closest to every parent's outputs on that parent's own inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from evomerge.errors import RunError
+from evomerge.keys import Key
+from evomerge.spaces.base import VANISHING, one_thread
+from evomerge.spaces.statistics import Statistics
+from evomerge.types import Segment
+from evomerge.variation.merge import INFORMED
+from evomerge.variation.merge.fisher import found, matched, positive
+from evomerge.variation.merge.weights import checked, weighted_sum
+from evomerge.variation.segments import by_segment
+
+
+@INFORMED.register(
+    "regmean",
+    paper="Jin et al. 2023, Dataless knowledge fusion by merging weights of language models (arXiv:2212.09849), eq. 2",
+    spaces=("subspace", "dense"),
+)
+def regmean(
+    stack: Tensor,
+    weights: Tensor,
+    segments: Sequence[Segment],
+    key: Key,  # noqa: ARG001
+    statistics: Sequence[Statistics],
+    *,
+    shrink: Annotated[float, Ge(0), Le(1)] = 0.9,
+) -> Tensor:
+    """Return ``M = (sum_i w_i M_i G_i) (sum_i w_i G_i)^-1`` for each matrix, G the Gram matrix of its inputs.
+
+    It minimises ``sum_i w_i E |M z - M_i z|^2`` over the inputs z of parent i; M may be a matrix or its change
+    alike. Off-diagonal entries of G are first multiplied by ``shrink`` (the paper's alpha). Inputs that no
+    parent's data reach (zero rows of G; at ``shrink: 1`` also combinations of inputs, those whose eigenvalue in
+    the correlation matrix is below 1e-6 of the largest) keep the weighted average, which is also taken of
+    segments without a Gram matrix: biases, norms, embeddings. Equal parents give themselves.
+
+    Differs from the paper: weights, and Gram matrices that are means over tokens, not sums, so that no parent
+    counts for more by having more data; M acts from the left, as in torch. On `subspace` genomes the inputs are
+    V z, and M is the best of all ``U C V``; the best `dense` matrix may use the other inputs too.
+
+    Shapes: stack ``[n, d]``, weights ``[n]``, one ``Statistics`` a parent -> ``[d]``, float32.
+
+    Raises:
+        RunError: the shapes or segments do not fit; a weight is not finite or, with the weights divided by their
+            sum, negative; a parent's statistics are missing, lack a segment that others have, have none of the
+            genome's, or are of another genome space.
+    """
+    parents, exact = checked(stack, weights)
+    shares = positive(exact, "regmean")
+    matched(statistics, len(parents))
+    if not any(segment.name in s.grams for segment in segments for s in statistics):
+        raise RunError(
+            f"The statistics have no Gram matrix of any of the {len(segments)} segments (such as {segments[0].name!r})",
+            where="statistics",
+            fix="Make the statistics again, with all experts of the merge at once and in its genome space.",
+        )
+
+    def merge(part: Tensor, segment: Segment) -> Tensor:
+        if not any(segment.name in s.grams for s in statistics):
+            return weighted_sum(part, shares)
+        matrices = part.double().view(len(part), segment.shape[0], -1)
+        shape = torch.Size([matrices.shape[2]] * 2)
+        grams = [found(s.grams, "Gram matrix", segment.name, shape, i) for i, s in enumerate(statistics)]
+        return _solve(matrices, grams, shares.to(part.device), shrink).float()
+
+    with one_thread():
+        return by_segment(parents, segments, merge)
+
+
+def _solve(matrices: Tensor, grams: Sequence[Tensor], shares: Tensor, shrink: float) -> Tensor:
+    """Return the average plus ``(sum_i w_i (M_i - average) G_i) (sum_i w_i G_i)^+``: equation 2 where G is regular.
+
+    G is scaled to a unit diagonal before its eigenvalues are cut off: inputs may differ much in scale.
+    """
+    average = torch.tensordot(shares, matrices, dims=1)
+    total = torch.zeros(matrices.shape[2], matrices.shape[2], dtype=torch.float64, device=matrices.device)
+    pull = torch.zeros_like(matrices[0])
+    for share, M, gram in zip(shares, matrices, grams, strict=True):
+        G = gram.to(M.device, torch.float64)
+        G = shrink * G + (1 - shrink) * torch.diag(G.diagonal())
+        total += share * G
+        pull += share * ((M - average) @ G)
+    size = total.diagonal().clamp(min=0).sqrt()
+    inverse = torch.where(size > 0, 1 / size, 0.0)
+    values, vectors = torch.linalg.eigh(inverse[:, None] * total * inverse)
+    kept = values > VANISHING * values.max()
+    basis = vectors[:, kept]
+    pull = ((pull * inverse) @ basis) / values[kept]
+    return torch.add(average, (pull @ basis.T) * inverse)

@@ -1,0 +1,181 @@
+"""`evomerge statistics` on the pico base: files beside experts, kept, made anew, refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import Commands
+from evomerge.experts.pool import load_pool
+from evomerge.keys import Key
+from evomerge.spaces import build_space
+from evomerge.spaces.statistics import FILE, read_statistics
+
+FITNESS = """from evomerge import Data, {scorer}
+
+fitness = {scorer}(
+    data=Data.files(train="{name}.train.jsonl", search="{name}.search.jsonl", final="{name}.final.jsonl"),
+    prompt="{name} {{a}}:",
+    {answer},
+)
+"""
+ANSWERS = {
+    "Generation": 'answer=" {b}"',
+    "MultipleChoice": 'options=lambda row: [" no", " " + row["b"]], answer=lambda row: 1',
+}
+
+
+def write_task(name: str, scorer: str = "Generation") -> Path:
+    """Write a fitness file and its JSON Lines into the working directory."""
+    rows = [{"a": f"{name}{number}", "b": "xyz"[number % 3] * (1 + number % 4)} for number in range(9)]
+    for place, split in enumerate(("train", "search", "final")):
+        lines = "".join(json.dumps(row) + "\n" for row in rows[3 * place : 3 * place + 3])
+        Path(f"{name}.{split}.jsonl").write_text(lines)
+    file = Path(f"{name}.py")
+    file.write_text(FITNESS.format(name=name, scorer=scorer, answer=ANSWERS[scorer]))
+    return file
+
+
+@pytest.fixture
+def tasks(evomerge: Commands) -> list[Path]:
+    return [write_task("red"), write_task("blue", "MultipleChoice")]
+
+
+@pytest.fixture
+def mine(evomerge: Commands, experts: list[Path]) -> list[str]:
+    """Two experts of different ranks in the working directory."""
+    return [shutil.copytree(expert, Path(expert.name)).name for expert in experts[:2]]
+
+
+def test_each_expert_on_its_own_task(evomerge: Commands, mine: list[str], tasks: list[Path]) -> None:
+    ended = evomerge("statistics", *mine, "--fitness", tasks[0], "--fitness", tasks[1])
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    pool = load_pool(mine)
+    space = build_space("subspace", pool)
+    for name, task, line, adapter in zip(mine, ("red", "blue"), lines, pool.adapters, strict=True):
+        found = read_statistics(Path(name))
+        assert (found.examples, found.space, found.expert) == (3, space.digest, adapter.digest)
+        assert [label.partition("@")[0] for label in found.tasks] == [task]
+        assert {s.name: s.shape for s in space.segments} == {n: tuple(t.shape) for n, t in found.fisher.items()}
+        assert all(float(tensor.min()) >= 0 and float(tensor.max()) > 0 for tensor in found.fisher.values())
+        assert line.startswith(name)
+        assert f"3 examples   {found.tokens} tokens   mean Fisher " in line
+        assert f"{name}/{FILE}" in line
+
+
+def test_what_is_there_is_kept(evomerge: Commands, mine: list[str], tasks: list[Path]) -> None:
+    arguments = ["statistics", *mine, "--fitness", f"{tasks[0]},{tasks[1]}"]
+    files = [Path(name) / FILE for name in mine]
+
+    def made() -> list[int]:
+        return [file.stat().st_mtime_ns for file in files]
+
+    assert evomerge(*arguments).code == 0
+    assert read_statistics(Path(mine[0])).examples == 6
+    before = made()
+    again = evomerge(*arguments)
+    assert "expert0          has them, kept (--force makes them anew)" in again.err
+    assert "loading the base model" not in again.err
+    assert made() == before
+    files[0].write_bytes(b"torn")
+    assert evomerge(*arguments).code == 0
+    assert [one == other for one, other in zip(made(), before, strict=True)] == [False, True]
+    for changes in (["--force"], ["--examples", "1"], ["--split", "search"], ["--space", "dense"]):
+        before = made()
+        assert evomerge(*arguments, *changes).code == 0
+        assert all(one != other for one, other in zip(made(), before, strict=True)), changes
+    assert read_statistics(Path(mine[0])).space == "dense"
+
+
+def test_an_edited_prompt_is_another_task(evomerge: Commands, mine: list[str], tasks: list[Path]) -> None:
+    arguments = ["statistics", mine[0], "--fitness", tasks[0], "--examples", "2"]
+    evomerge(*arguments)
+    before = read_statistics(Path(mine[0])).tasks
+    tasks[0].write_text(tasks[0].read_text().replace('prompt="red', 'prompt="der'))
+    assert evomerge(*arguments).code == 0
+    found = read_statistics(Path(mine[0]))
+    assert found.examples == 2
+    assert found.tasks != before
+
+
+def test_full_models(
+    evomerge: Commands, pico_base: Path, tasks: list[Path], mine: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    full = [shutil.copytree(pico_base, Path(f"full{number}")).name for number in range(2)]
+    ended = evomerge("statistics", *full, "--fitness", tasks[0])
+    assert ended.code == 0, ended.err
+    found = read_statistics(Path("full1"))
+    assert found.space == "dense"
+    assert len(found.fisher) == 14  # seven linear layers in each of two; the output layer is tied
+    assert found.fisher["model.layers.0.self_attn.k_proj.weight"].shape == (16, 32)
+    assert found.grams["model.layers.1.mlp.down_proj.weight"].shape == (64, 64)
+    kept = evomerge("statistics", *full, "--fitness", tasks[0])
+    assert kept.err.count("has them, kept") == 2
+    ended = evomerge("statistics", "full0", "--fitness", tasks[0], "--space", "factors")
+    assert (ended.code, "Full models have no space 'factors'" in ended.err) == (2, True)
+    ended = evomerge("statistics", "full0", mine[0], "--fitness", tasks[0])
+    assert (ended.code, "Expert full0 is a full model and expert0 is not" in ended.err) == (2, True)
+
+
+def test_refusals(evomerge: Commands, mine: list[str], tasks: list[Path]) -> None:
+    def refused(*arguments: object) -> str:
+        ended = evomerge("statistics", *arguments)
+        assert ended.code == 2
+        assert not (Path(mine[0]) / FILE).exists()
+        return ended.err
+
+    Path("plain.py").write_text("def fitness(model, split):\n    return 1.0\n")
+    assert "fitness 'plain' does not tell its prompts and right answers" in refused(mine[0], "--fitness", "plain.py")
+    three = [word for _ in range(3) for word in ("--fitness", tasks[0])]
+    assert "2 experts, but --fitness is given 3 times" in refused(*mine, *three)
+    assert "'final' is not one of 'train', 'search'" in refused(mine[0], "--fitness", tasks[0], "--split", "final")
+    Path("red.train.jsonl").write_text("")
+    assert "fitness 'red' has no rows in its 'train' split" in refused(mine[0], "--fitness", tasks[0])
+    tasks[0].write_text(tasks[0].read_text().replace('prompt="red {a}:"', 'prompt=""'))
+    empty = refused(mine[0], "--fitness", tasks[0], "--split", "search")
+    assert "prompt 0 of 3 is empty" in empty
+    assert "factors' needs equal ranks" in refused(*mine, "--fitness", tasks[1], "--space", "factors")
+
+
+def test_an_expert_that_overflows_is_named(
+    evomerge: Commands, make_adapter: Callable[..., Path], tasks: list[Path]
+) -> None:
+    folder = shutil.copytree(make_adapter("huge", size=1e30), Path("huge"))
+    ended = evomerge("statistics", folder, "--fitness", tasks[0], "--space", "dense")
+    assert (ended.code, "Expert 'huge': The log-likelihood of 3 examples is nan" in ended.err) == (2, True), ended.err
+    assert not (folder / FILE).exists()
+
+
+def test_the_final_split_is_refused_from_python_too(tasks: list[Path], mine: list[str]) -> None:
+    from evomerge.cli.statistics import Line
+    from evomerge.errors import FitnessError
+    from evomerge.statistics_run import statistics
+
+    with pytest.raises(FitnessError, match="would let the merge see what the report opens once"):
+        statistics(mine, [[str(tasks[0])]], Line(), split="final")
+
+
+@pytest.mark.parametrize(("method", "space"), [("fisher", "subspace"), ("fisher", "factors"), ("regmean", "subspace")])
+def test_merges_take_them(
+    evomerge: Commands, make_adapter: Callable[..., Path], tasks: list[Path], method: str, space: str
+) -> None:
+    from evomerge.variation.merge import INFORMED
+
+    folders = [shutil.copytree(make_adapter(f"e{seed}", seed=seed), Path(f"e{seed}")) for seed in range(2)]
+    ended = evomerge("statistics", *folders, "--fitness", tasks[0], "--fitness", tasks[1], "--space", space)
+    assert ended.code == 0, ended.err
+    pool = load_pool(folders)
+    found = build_space(space, pool)
+    stack = torch.stack([found.encode(adapter) for adapter in pool.adapters])
+    read = [read_statistics(folder) for folder in folders]
+    merged = INFORMED[method](stack, torch.tensor([0.5, 0.5]), found.segments, Key(0), read)
+    assert merged.shape == (found.dimension,)
+    assert merged.isfinite().all()
+    same = INFORMED[method](stack[[0, 0]], torch.tensor([0.5, 0.5]), found.segments, Key(0), [read[0], read[0]])
+    torch.testing.assert_close(same, stack[0], rtol=1e-3, atol=1e-4 * float(stack.abs().max()))
