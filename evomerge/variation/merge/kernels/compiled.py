@@ -6,18 +6,19 @@ function compiles it (seconds); the result is cached on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import evomerge.variation.merge.kernels.loops as loops
 from evomerge.variation.merge.kernels.base import STEPS, Ballot, Drop, cut
 
-T = TypeVar("T")
+Items = NDArray[np.int64]
+_WORTH_A_THREAD = 1 << 16  # entries; below this, starting threads costs more than it saves
 
 
 class Compiled:
@@ -29,28 +30,27 @@ class Compiled:
         merged = np.empty(rows.shape[1], dtype=np.float32)
         random = _random(drop, len(rows))
 
-        def work(block: tuple[int, int, int]) -> None:
-            _, start, stop = block
-            loops.weighted_sum(rows, scales, start, stop, *random, merged)
+        def work(some: Items) -> None:
+            for _, start, stop in some:
+                loops.weighted_sum(rows, scales, start, stop, *random, merged)
 
-        _spread(work, cut([slice(0, rows.shape[1])]))
+        blocks = _blocks([slice(0, rows.shape[1])])
+        _spread(work, blocks, blocks[:, 2] - blocks[:, 1])
         return torch.from_numpy(merged)
 
     def thresholds(self, stack: Tensor, parts: Sequence[slice], keep: Sequence[int]) -> np.ndarray:
         """Return the ``keep``-th largest magnitude of each row in each part, float32 ``[n, parts]``."""
         bits = stack.numpy().view(np.uint32)
         found = np.zeros((len(bits), len(parts)), dtype=np.float32)
-
-        def work(item: tuple[int, int]) -> None:
-            row, number = item
-            part, count = parts[number], keep[number]
+        items = []
+        for number, (part, count) in enumerate(zip(parts, keep, strict=True)):
             if count <= 0:
-                found[row, number] = np.inf
+                found[:, number] = np.inf
             elif count < part.stop - part.start:
-                selected = loops.kth_magnitude(bits[row], part.start, part.stop, count)
-                found[row, number] = np.uint32(selected).view(np.float32)
-
-        _spread(work, [(row, number) for number in range(len(parts)) for row in range(len(bits))])
+                items += [(row, number, part.start, part.stop, count) for row in range(len(bits))]
+        selected = np.array(items, dtype=np.int64).reshape(-1, 5)
+        sizes = selected[:, 3] - selected[:, 2]
+        _spread(lambda some: loops.kth_magnitudes(bits, some, found.view(np.uint32)), selected, sizes)
         return found
 
     def elect(
@@ -62,26 +62,22 @@ class Compiled:
         random = _random(drop, len(rows))
         scales, shares = ballot.scales.astype(np.float32), ballot.shares.astype(np.float32)
         rules = (ballot.votes, scales, shares, np.float32(ballot.least), ballot.dropped_count)
-
-        def work(block: tuple[int, int, int]) -> None:
-            number, start, stop = block
-            limits = np.ascontiguousarray(thresholds[:, number])
-            loops.elect(rows, start, stop, limits, *random, *rules, merged)
-
-        _spread(work, cut(parts))
+        blocks = _blocks(parts)
+        sizes = blocks[:, 2] - blocks[:, 1]
+        _spread(lambda some: loops.elect(rows, some, thresholds, *random, *rules, merged), blocks, sizes)
         return torch.from_numpy(merged)
 
     def trim(self, stack: Tensor, parts: Sequence[slice], thresholds: np.ndarray) -> Tensor:
         """Return the stack ``[n, d]`` with the entries below their part's threshold set to 0."""
         rows = stack.numpy()
         trimmed = np.empty_like(rows)
-
-        def work(block: tuple[int, int, int]) -> None:
-            number, start, stop = block
-            loops.trim(rows, start, stop, np.ascontiguousarray(thresholds[:, number]), trimmed)
-
-        _spread(work, cut(parts))
+        blocks = _blocks(parts)
+        _spread(lambda some: loops.trim(rows, some, thresholds, trimmed), blocks, blocks[:, 2] - blocks[:, 1])
         return torch.from_numpy(trimmed)
+
+
+def _blocks(parts: Sequence[slice]) -> Items:
+    return np.array(cut(parts), dtype=np.int64).reshape(-1, 3)
 
 
 def _random(drop: Drop | None, rows: int) -> tuple[np.ndarray, int, np.float32]:
@@ -90,16 +86,18 @@ def _random(drop: Drop | None, rows: int) -> tuple[np.ndarray, int, np.float32]:
     return drop.seeds, drop.limit, np.float32(drop.density)
 
 
-def _spread(work: Callable[[T], None], items: Iterable[T]) -> None:
-    """Do the work on every item, on as many threads as torch may use; the loops do not hold Python's lock."""
+def _spread(work: Callable[[Items], None], items: Items, sizes: NDArray[np.int64]) -> None:
+    """Do the work on all items, on as many threads as torch may use; the loops do not hold Python's lock.
+
+    The items are dealt in a few shares of about equal size.
+    """
     threads = torch.get_num_threads()
-    listed = list(items)
-    if threads == 1 or len(listed) == 1:
-        for item in listed:
-            work(item)
+    if threads == 1 or len(items) < 2 or sizes.sum() < _WORTH_A_THREAD:
+        work(items)
         return
+    ends = np.searchsorted(sizes.cumsum(), np.linspace(0, sizes.sum(), 4 * threads + 1)[1:-1])
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, listed):
+        for _ in pool.map(work, (share for share in np.split(items, ends) if len(share))):
             pass
 
 

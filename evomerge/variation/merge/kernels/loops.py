@@ -10,13 +10,14 @@ from numba import njit
 
 from evomerge.variation.merge.kernels.base import STEPS
 
+# Division by zero gives inf or nan, as in numpy; Python's check for it would keep a loop from being vectorised.
+compiled = njit(nogil=True, cache=True, error_model="numpy")
 _CHUNK = 1024  # columns whose temporaries stay in the first-level cache
 _SAMPLE = 1024
-_GROUP = 16
 _ABS = np.uint32(0x7FFFFFFF)  # a float32's bits without the sign order as magnitudes do
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def split_mix(seed, first, words):
     """Fill ``words`` (uint16, a multiple of 4 long) from the 64-bit number ``first`` on of a stream (see ``Drop``)."""
     for place in range(words.size // 4):
@@ -30,7 +31,7 @@ def split_mix(seed, first, words):
         words[4 * place + 3] = np.uint16(z >> np.uint64(48))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _load(row, threshold, start, seed, limit, density, words, value):
     """Write a chunk of a parent, which begins at column ``start``, into ``value``: trimmed, then dropped at random.
 
@@ -45,7 +46,7 @@ def _load(row, threshold, start, seed, limit, density, words, value):
             value[j] = value[j] / density if words[j] < limit else zero
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def weighted_sum(stack, weights, start, stop, seeds, limit, density, out):
     """``out[start:stop] = sum_i weights_i x_i``, in the order of the rows."""
     value = np.empty(_CHUNK, np.float32)
@@ -66,18 +67,26 @@ def weighted_sum(stack, weights, start, stop, seeds, limit, density, out):
                     total[j] += weight * row[j]
 
 
-@njit(nogil=True, cache=True)
-def trim(stack, start, stop, thresholds, out):
-    """Copy columns ``start`` to ``stop`` with what is below its row's threshold set to 0."""
-    for i in range(stack.shape[0]):
-        row, kept, threshold = stack[i, start:stop], out[i, start:stop], thresholds[i]
-        for j in range(row.size):
-            kept[j] = row[j] if abs(row[j]) >= threshold else np.float32(0)
+@compiled
+def trim(stack, blocks, thresholds, out):
+    """Copy blocks ``(part, start, stop)`` with what is below its part's threshold set to 0."""
+    for part, start, stop in blocks:
+        for i in range(stack.shape[0]):
+            row, kept, threshold = stack[i, start:stop], out[i, start:stop], thresholds[i, part]
+            for j in range(row.size):
+                kept[j] = row[j] if abs(row[j]) >= threshold else np.float32(0)
 
 
-@njit(nogil=True, cache=True)
-def elect(stack, start, stop, thresholds, seeds, limit, density, votes, scales, shares, least, dropped_count, out):
-    """``out[start:stop]`` = the average of who agrees with the elected sign (see ``Ballot``)."""
+@compiled
+def elect(stack, blocks, thresholds, seeds, limit, density, votes, scales, shares, least, dropped_count, out):
+    """Write the average of who agrees with the elected sign (see ``Ballot``) for blocks ``(part, start, stop)``."""
+    for part, start, stop in blocks:
+        _elect(stack, start, stop, thresholds[:, part], seeds, limit, density,
+               votes, scales, shares, least, dropped_count, out)  # fmt: skip
+
+
+@compiled
+def _elect(stack, start, stop, thresholds, seeds, limit, density, votes, scales, shares, least, dropped_count, out):
     n = stack.shape[0]
     values = np.empty((n, _CHUNK), np.float32)
     vote = np.empty(_CHUNK, np.float64)
@@ -105,23 +114,24 @@ def elect(stack, start, stop, thresholds, seeds, limit, density, votes, scales, 
             total[j] = total[j] / divisor[j] if abs(divisor[j]) > least else total[j]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _count(value, carrier, threshold, elected, upright, scale, share, dropped_count, total, divisor):
     """Add one parent to the total and to the divisor, where it agrees."""
     zero = np.float32(0)
     side = np.float32(1) if upright else np.float32(-1)
-    for j in range(value.size):
-        total[j] += value[j] * scale if value[j] * (elected[j] * side) > zero else zero
     if dropped_count:
         for j in range(value.size):
+            total[j] += value[j] * scale if value[j] * (elected[j] * side) > zero else zero
             counts = (carrier[j] * (elected[j] * side) > zero) & (abs(carrier[j]) >= threshold)
             divisor[j] += share if counts else zero
     else:
         for j in range(value.size):
-            divisor[j] += share if value[j] * (elected[j] * side) > zero else zero
+            agrees = value[j] * (elected[j] * side) > zero
+            total[j] += value[j] * scale if agrees else zero
+            divisor[j] += share if agrees else zero
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _at_least(bits, limit):
     count = np.int64(0)
     for j in range(bits.size):
@@ -129,7 +139,7 @@ def _at_least(bits, limit):
     return count
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _bisect(bits, rank):
     """Return the ``rank``-th largest magnitude's bits, found bit by bit; counting is a vector instruction."""
     found = np.uint32(0)
@@ -140,7 +150,14 @@ def _bisect(bits, rank):
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled
+def kth_magnitudes(bits, items, found):
+    """Write the bits of the ``keep``-th largest magnitude of each ``(row, part, start, stop, keep)``."""
+    for row, part, start, stop, keep in items:
+        found[row, part] = kth_magnitude(bits[row], start, stop, keep)
+
+
+@compiled
 def kth_magnitude(row, start, stop, keep):
     """Return the bits of the ``keep``-th largest magnitude of ``row[start:stop]`` (bits of float32), exactly.
 
@@ -157,32 +174,32 @@ def kth_magnitude(row, start, stop, keep):
     high = _bisect(sample, max(1, np.int64(expected - spread)))
     low = _bisect(sample, min(sample.size, np.int64(expected + spread) + 1))
     above = _at_least(bits, high + np.uint32(1))
-    inside = np.empty(size // 4 + 2 * _GROUP, np.uint32)
+    inside = np.empty(size // 4 + _CHUNK, np.uint32)
     count = _collect(bits, low, high - low, inside)
     if above < keep <= above + count:
         return _bisect(inside[:count], keep - above)
     return _bisect(bits, keep)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _collect(bits, low, width, inside):
     """Copy the magnitudes in ``[low, low + width]`` and return their number, or -1 if they do not fit.
 
-    Most groups of entries hold none, which a vector instruction tells.
+    Most groups of eight hold none, which one comparison tells.
     """
     count = 0
-    whole = bits.size // _GROUP * _GROUP
-    for a in range(0, whole, _GROUP):
-        found = False
-        for j in range(_GROUP):
-            found |= (bits[a + j] & _ABS) - low <= width
-        if found:
-            if count + _GROUP > inside.size:
-                return -1
-            for j in range(_GROUP):
-                inside[count] = bits[a + j] & _ABS
-                count += np.int64((bits[a + j] & _ABS) - low <= width)
-    for j in range(whole, bits.size):
-        inside[count] = bits[j] & _ABS
-        count += np.int64((bits[j] & _ABS) - low <= width)
+    hits = np.zeros(_CHUNK, np.uint8)
+    groups = hits.view(np.uint64)
+    for a in range(0, bits.size, _CHUNK):
+        chunk = bits[a : min(a + _CHUNK, bits.size)]
+        hits[:] = 0
+        for j in range(chunk.size):
+            hits[j] = (chunk[j] & _ABS) - low <= width
+        if count + chunk.size > inside.size:
+            return -1
+        for group in range(groups.size):
+            if groups[group]:
+                for j in range(8 * group, min(8 * group + 8, chunk.size)):
+                    inside[count] = chunk[j] & _ABS
+                    count += np.int64(hits[j])
     return count
