@@ -67,13 +67,13 @@ def dump(value: Any, where: str, *, sort_keys: bool = False, indent: int | None 
         raise RunError(f"cannot be written as JSON: {error}", where=where, fix=fix) from error
 
 
-def write_error(path: Path, needed: int, error: OSError) -> RunError:
-    """Return the error that says why ``needed`` bytes could not be written, and what is still good."""
+def write_error(path: Path, needed: int, error: OSError, *, then: str = "`evomerge resume`") -> RunError:
+    """Return the error that says why ``needed`` bytes could not be written, what is still good, and what to do."""
     reason = _NO_SPACE.get(error.errno or 0)
     kept = "the previous file is intact" if path.exists() else "no partial file was left"
     cause = f"cannot write {path.name}: {reason or error.strerror} ({needed:,} bytes needed); {kept}"
     remedy = "Free space there (or raise the limit)" if reason else "Make the folder writable"
-    return RunError(cause, where=str(path), fix=f"{remedy}, then `evomerge resume`.")
+    return RunError(cause, where=str(path), fix=f"{remedy}, then {then}.")
 
 
 def sync_folder(folder: Path) -> None:

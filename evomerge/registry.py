@@ -32,6 +32,8 @@ class Operator(Generic[P, R]):
     schema: type[BaseModel] = field(repr=False)
     spaces: tuple[str, ...] = ()
     """The genome spaces in which it means something; empty for all."""
+    rule: Callable[[Mapping[str, Any]], None] | None = field(default=None, repr=False)
+    """Raises ``RecipeError`` where parameters, each right in itself, do not fit together."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Check the parameters' types and ranges, then call the function."""
@@ -43,7 +45,19 @@ class Operator(Generic[P, R]):
             values = self.schema(**parameters)
         except ValidationError as error:
             raise Problems(self._problem(item) for item in error.errors()) from None
-        return {name: getattr(values, name) for name in type(values).model_fields}
+        checked = {name: getattr(values, name) for name in type(values).model_fields}
+        try:
+            if self.rule:
+                self.rule(checked)
+        except RecipeError as error:
+            raise Problems([error]) from None
+        return checked
+
+    def check_space(self, space: str) -> None:
+        """Raise ``RecipeError`` if the operator means nothing in a genome space."""
+        if self.spaces and space not in self.spaces:
+            cause = f"{self.name} means nothing in the space {space!r}"
+            raise RecipeError(cause, where="space", fix=f"Use it in the space {' or '.join(self.spaces)}.")
 
     def bind(self, **parameters: Any) -> Callable[..., R]:
         """Return the function with its parameters checked once and fixed."""
@@ -94,11 +108,17 @@ class Registry(Generic[P, R]):
         self._operators: dict[str, Operator[P, R]] = {}
 
     def register(
-        self, name: str, *, paper: str, spaces: tuple[str, ...] = ()
+        self,
+        name: str,
+        *,
+        paper: str,
+        spaces: tuple[str, ...] = (),
+        rule: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> Callable[[Callable[P, R]], Operator[P, R]]:
         """Register the decorated function under ``name``; ``paper`` says where its formula comes from.
 
-        ``spaces`` names the genome spaces in which it means something; by default all.
+        ``spaces`` names the genome spaces in which it means something; by default all. ``rule`` raises
+        ``RecipeError`` where parameters, each right in itself, do not fit together.
         """
 
         def decorate(function: Callable[P, R]) -> Operator[P, R]:
@@ -106,7 +126,7 @@ class Registry(Generic[P, R]):
                 raise TypeError(f"{self.kind} {name!r} is registered twice")
             if not (function.__doc__ and "Shapes:" in function.__doc__):
                 raise TypeError(f"{self.kind} {name!r} needs a docstring with a 'Shapes:' line")
-            operator = Operator(name, function, paper, schema_of(function), spaces)
+            operator = Operator(name, function, paper, schema_of(function), spaces, rule)
             self._operators[name] = operator
             return operator
 

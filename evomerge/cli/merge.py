@@ -56,14 +56,20 @@ def merge(  # noqa: PLR0913 - the options of a command
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell sizes, memory and time; write nothing.")] = False,
 ) -> None:
     """Merge adapters into an adapter, adapters into their base, or full models into a full model."""
-    options: dict[str, Any] = {
-        "method": _given(name=method, density=density, compat=compat),
-        "post_merge": [{"name": name} for name in post or []],
-        **_given(weights=_numbers(weights), space=space, base=base, rank=rank, fitness=fitness, seed=seed),
-        "into_base": into_base,
+    options = {
+        "--method": ("method", method),
+        "--density": ("method.density", density),
+        "--compat": ("method.compat", compat),
+        "--weights": ("weights", _numbers(weights)),
+        "--post": ("post_merge", [{"name": name} for name in post] if post else None),
+        "--space": ("space", space),
+        "--base": ("base", base),
+        "--into-base": ("into_base", into_base or None),
+        "--rank": ("rank", rank),
+        "--fitness": ("fitness", fitness),
+        "--seed": ("seed", seed),
     }
-    recipe = _recipe(experts, {key: value for key, value in options.items() if value}, set_ or [])
-    _do(recipe, output, dry_run=dry_run)
+    _do(_recipe(experts, options, set_ or []), output, dry_run=dry_run)
 
 
 def _do(recipe: MergeRecipe, output: Path, *, dry_run: bool) -> None:
@@ -71,31 +77,32 @@ def _do(recipe: MergeRecipe, output: Path, *, dry_run: bool) -> None:
     from evomerge.oneshot.request import resolve_request
     from evomerge.oneshot.run import check_output, run_merge
 
-    check_output(output)
-    request = resolve_request(recipe)
+    check_output(output, recipe.experts)
+    lines = Lines()
+    request = resolve_request(recipe, lines.stage)
     if dry_run:
         _print_estimate(estimate(request))
         return
-    done = run_merge(request, output, Lines())
+    done = run_merge(request, output, lines)
     typer.echo(f"{done.output}: {done.lines[0]}")
     for line in done.lines[1:]:
         typer.echo(f"  {line}")
     typer.echo(f"  {done.seconds:.1f} s")
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _recipe(experts: list[str], options: dict[str, Any], overrides: list[str]) -> MergeRecipe:
+def _recipe(experts: list[str], options: dict[str, tuple[str, Any]], overrides: list[str]) -> MergeRecipe:
     """Return the merge that the options describe, or a YAML file that they override."""
-    from evomerge.recipe.load import load_merge, make_merge
+    from evomerge.errors import RecipeError
+    from evomerge.recipe.load import Setting, load_merge
 
-    if len(experts) == 1 and Path(experts[0]).suffix in (".yaml", ".yml"):
-        given = [f"method.{key}={value}" for key, value in options.pop("method", {}).items()]
-        given += [f"{key}={value}" for key, value in options.items()]
-        return load_merge(Path(experts[0]), [*given, *overrides])
-    return make_merge({"experts": experts, **options}, overrides)
+    given = [Setting(key, value, option) for option, (key, value) in options.items() if value is not None]
+    files = [name for name in experts if Path(name).suffix in (".yaml", ".yml") and not Path(name).is_dir()]
+    if files and len(experts) > 1:
+        fix = "Give the file alone, and list all experts in it; or put them on the command line."
+        raise RecipeError(f"{files[0]} stands beside other experts", where="experts", fix=fix)
+    if files:
+        return load_merge(Path(files[0]), given, overrides)
+    return load_merge(None, [Setting("experts", experts, "arguments"), *given], overrides)
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -106,7 +113,8 @@ def _numbers(text: str | None) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise RecipeError(f"--weights {text!r} are no numbers", where="--weights", fix="E.g. 0.4,0.6") from None
+        cause = f"{text!r} is not a list of numbers"
+        raise RecipeError(cause, where="--weights", fix="Separate them by commas: --weights 0.4,0.6") from None
 
 
 def _print_estimate(found: Estimate) -> None:

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 def score(
     expert: Annotated[str, typer.Argument(help="PEFT folder, full model, or `base` for the plain base model.")],
     fitness: Annotated[list[str], typer.Option(help="Fitness file: a path or a name. Repeatable.")],
-    base: Annotated[str | None, typer.Option(help="Base model; by default the one the adapter names.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model; by default the one the expert names.")] = None,
     view: Annotated[str | None, typer.Option(help="Of an EMR merge: the task whose view is scored.")] = None,
     split: Annotated[Literal["search", "final"], typer.Option(help="Which rows.")] = "search",
     output_format: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print.")] = "text",

@@ -72,6 +72,14 @@ class Line:
         """Print that an expert's statistics exist already."""
         typer.echo(f"{name:<16} has them, kept (--force makes them anew)", err=True)
 
+    def replaced(self, name: str, why: str) -> None:
+        """Print that an expert's statistics are made anew."""
+        typer.echo(f"{name:<16} has some, replaced: {why}", err=True)
+
+    def warn(self, text: str) -> None:
+        """Print what the user should know."""
+        typer.echo(f"warning: {text}", err=True)
+
     def expert(self, name: str, number: int, total: int) -> None:
         """Begin an expert."""
         self._name, self._number, self._total = name, number, total

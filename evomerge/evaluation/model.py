@@ -65,6 +65,18 @@ def prompt_tokens(tokenizer: Any, text: str) -> Tokens:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token) else ids
 
 
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Group indices of similar length, longest first, so that rows times longest stays within a budget of tokens."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
 class Model:
     """A base model that wears one individual at a time, with greedy generation and log-likelihoods.
 
@@ -120,7 +132,7 @@ class Model:
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         tokens = self._contexts(prompts)
         texts = [""] * len(prompts)
-        for batch in self._batches([len(row) + limit for row, limit in zip(tokens, limits, strict=True)]):
+        for batch in batches([len(row) + limit for row, limit in zip(tokens, limits, strict=True)], self.batch_tokens):
             rows = self._continue([tokens[i] for i in batch], [limits[i] for i in batch], stop)
             for index, row in zip(batch, rows, strict=True):
                 texts[index] = row
@@ -137,7 +149,7 @@ class Model:
         contexts = self._contexts([context for context, _ in pairs])
         endings = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in pairs]
         values = [0.0] * len(pairs)
-        for batch in self._batches([len(c) + len(e) for c, e in zip(contexts, endings, strict=True)]):
+        for batch in batches([len(c) + len(e) for c, e in zip(contexts, endings, strict=True)], self.batch_tokens):
             rows = self._score([contexts[i] for i in batch], [endings[i] for i in batch])
             for index, value in zip(batch, rows, strict=True):
                 values[index] = value
@@ -149,17 +161,6 @@ class Model:
             cause = f"prompt {tokens.index([])} of {len(texts)} is empty"
             raise FitnessError(cause, where="prompt", fix="Give the model at least one token to continue.")
         return tokens
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Group indices of similar length so that rows times longest stays within the token budget."""
-        batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
 
     def _pad_left(self, rows: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ids and attention mask ``[rows, longest]``, padded on the left."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evomerge.errors import ExpertError
-from evomerge.evaluation.model import Model
+from evomerge.evaluation.model import Model, batches
 from evomerge.spaces.base import Sides
 from evomerge.spaces.statistics import Statistics
 
@@ -33,6 +33,7 @@ def collect_statistics(
     space: str,
     expert: str,
     tasks: tuple[str, ...],
+    data: str = "",
     progress: Progress = lambda _done, _total: None,
 ) -> Statistics:
     """Return the statistics of the expert that the model wears, in float32 on the CPU.
@@ -57,6 +58,7 @@ def collect_statistics(
         space: digest of the space.
         expert: digest of the expert.
         tasks: what the examples are from.
+        data: digest of what the examples were made of.
         progress: called after each batch with (tokens done, tokens in all).
 
     Raises:
@@ -66,7 +68,8 @@ def collect_statistics(
     total = sum(tokens(example) for example in examples)
     done = 0
     with sums.listening(), torch.enable_grad():
-        for batch in _batches(examples, model.batch_tokens):
+        for places in batches([tokens(example) for example in examples], model.batch_tokens):
+            batch = [examples[place] for place in places]
             value = sums.add(batch)
             if not value.isfinite():
                 cause = f"The log-likelihood of {len(batch)} examples is {value.item()}, not a number"
@@ -81,6 +84,7 @@ def collect_statistics(
         space=space,
         expert=expert,
         tasks=tasks,
+        data=data,
     )
 
 
@@ -182,18 +186,6 @@ def _side(x: Tensor, matrix: Tensor | None) -> Tensor:
 def _counted(x: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """Return the last ``counts[i]`` tokens of each row of ``x [b, t, n]`` in float32: padding is on the left."""
     return [row[len(row) - count :].float() for row, count in zip(x, counts, strict=True)]
-
-
-def _batches(examples: Sequence[Example], budget: int) -> Iterator[list[Example]]:
-    """Group examples, longest first, so that rows times longest stays within the budget of tokens."""
-    batch: list[Example] = []
-    for example in sorted(examples, key=tokens, reverse=True):
-        if batch and (len(batch) + 1) * tokens(batch[0]) > budget:
-            yield batch
-            batch = []
-        batch.append(example)
-    if batch:
-        yield batch
 
 
 def _log_likelihood(network: Any, batch: Sequence[Example]) -> Tensor:

@@ -91,6 +91,11 @@ def is_head(name: str) -> bool:
     return _ends(name, HEADS)
 
 
+def is_vocabulary(name: str) -> bool:
+    """Return whether a tensor, by its name, is an embedding of tokens or an output head: a row for each token."""
+    return _ends(name, EMBEDDINGS) or is_head(name)
+
+
 def read_full(folder: Path | str, name: str | None = None) -> FullModel:
     """Read a folder with ``config.json`` and ``model.safetensors``, or shards and their index.
 

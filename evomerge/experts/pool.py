@@ -30,12 +30,13 @@ class Pool:
         return digest_json([adapter.digest for adapter in self.adapters])
 
 
-def load_pool(folders: Sequence[Path | str], base: str | None = None) -> Pool:
-    """Read the experts and check that they can be merged; an expert's name is its folder's.
+def load_pool(folders: Sequence[Path | str], base: str | None = None, names: Sequence[str] | None = None) -> Pool:
+    """Read the experts and check that they can be merged.
 
     Args:
         folders: PEFT folders, in the order that the pool keeps.
         base: hub name or folder of the base they must all have; the first expert's where it is not given.
+        names: of the experts; by default their folders' names.
 
     Raises:
         Problems: everything that is wrong with any of them, or between them, at once.
@@ -44,14 +45,15 @@ def load_pool(folders: Sequence[Path | str], base: str | None = None) -> Pool:
         raise Problems([ExpertError("The pool is empty", where="experts", fix="Give at least one adapter folder.")])
     problems: list[EvomergeError] = []
     adapters: list[Adapter] = []
-    for folder in folders:
+    names = [Path(folder).resolve().name for folder in folders] if names is None else names
+    for folder, name in zip(folders, names, strict=True):
         try:
-            adapters.append(read_adapter(folder, Path(folder).resolve().name))
+            adapters.append(read_adapter(folder, name))
         except Problems as error:
             problems.extend(error.problems)
         except ExpertError as error:
             problems.append(error)
-    problems += _name_problems(folders)
+    problems += _name_problems(folders, names)
     if adapters:
         base = adapters[0].base if base is None else str(base)
         problems += _base_problems(adapters, base)
@@ -71,10 +73,10 @@ def _modules(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
     return dict(sorted(found.items()))
 
 
-def _name_problems(folders: Sequence[Path | str]) -> list[EvomergeError]:
+def _name_problems(folders: Sequence[Path | str], names: Sequence[str]) -> list[EvomergeError]:
     places: dict[str, list[str]] = {}
-    for folder in folders:
-        places.setdefault(Path(folder).resolve().name, []).append(str(folder))
+    for folder, name in zip(folders, names, strict=True):
+        places.setdefault(name, []).append(str(folder))
     return [
         ExpertError(
             f"{len(paths)} experts have one name, {name!r}",

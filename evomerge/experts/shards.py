@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,27 @@ def plan_shards(slots: Sequence[Slot], shard_bytes: int = SHARD_BYTES) -> dict[s
     return {f"{stem}-{i:05d}-of-{count:05d}.safetensors": tuple(shard) for i, shard in enumerate(shards, start=1)}
 
 
+def open_file(path: Path, slots: Sequence[Slot], about: Mapping[str, str]) -> dict[str, Stored]:
+    """Write a safetensors file's header, ``about`` its metadata, and return each tensor's place for ``put``.
+
+    What is never put there is zeros.
+    """
+    # The wider dtypes first, as safetensors itself does: then every tensor is aligned.
+    ordered = sorted(slots, key=lambda slot: -slot.dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": about}
+    starts, end = {}, 0
+    for slot in ordered:
+        starts[slot.name], end = end, end + slot.nbytes
+        offsets = (starts[slot.name], end)
+        header[slot.name] = {"dtype": CODE_OF[slot.dtype], "shape": slot.shape, "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(LENGTH, "little") + text)
+        file.truncate(LENGTH + len(text) + end)
+    return {slot.name: Stored(path, LENGTH + len(text) + starts[slot.name], slot.dtype, slot.shape) for slot in ordered}
+
+
 class ShardWriter:
     """Writes tensors, one at a time and in any order, into files that were laid out beforehand.
 
@@ -94,7 +115,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         """Write the headers."""
         for file, slots in self._files.items():
-            self._open(self._folder / file, slots)
+            self._places |= open_file(self._folder / file, slots, {"format": "pt"})
         return self
 
     def __exit__(
@@ -131,22 +152,7 @@ class ShardWriter:
             raise RunError(cause, where=str(self._folder), fix="Cast or reshape it, or change the layout.")
         self._left.remove(name)
         self._wait()
-        self._pending = self._pool.submit(_put, place, tensor)
-
-    def _open(self, path: Path, slots: Sequence[Slot]) -> None:
-        # The wider dtypes first, as safetensors itself does: then every tensor is aligned.
-        ordered = sorted(slots, key=lambda slot: -slot.dtype.itemsize)
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        starts, start = {}, 0
-        for slot in ordered:
-            end = start + slot.nbytes
-            header[slot.name] = {"dtype": CODE_OF[slot.dtype], "shape": slot.shape, "data_offsets": (start, end)}
-            starts[slot.name], start = start, end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _ALIGNED)
-        path.write_bytes(len(text).to_bytes(LENGTH, "little") + text)
-        for slot in ordered:
-            self._places[slot.name] = Stored(path, LENGTH + len(text) + starts[slot.name], slot.dtype, slot.shape)
+        self._pending = self._pool.submit(put, place, tensor)
 
     def _wait(self) -> None:
         if self._pending is not None:
@@ -186,24 +192,49 @@ def write_full(
     Raises:
         RunError: the disk has no room, the system refused, or stream and layout differ.
     """
-    total = sum(slot.nbytes for slot in slots)
-    _check_space(output, total)
-    done = 0
+    with whole_folder(output, sum(slot.nbytes for slot in slots)) as staged:
+        fill_folder(staged, slots, stream, source=source, shard_bytes=shard_bytes, extra=extra or {}, progress=progress)
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path, needed: int) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``output`` after the block; after an error there is no trace.
+
+    Raises:
+        RunError: the disk has no room for so many bytes, or the system refused.
+    """
+    _check_space(output, needed)
     try:
-        with contextlib.closing(stream), new_folder(output) as staged:
-            with ShardWriter(staged, slots, shard_bytes) as writer:
-                for name, tensor in stream:
-                    writer.write(name, tensor)
-                    done += tensor.nbytes
-                    if progress:
-                        progress(done, total)
-            copy_beside(source, staged, {slot.dtype for slot in slots})
-            for name, text in (extra or {}).items():
-                (staged / name).write_text(text, encoding="utf-8")
+        with new_folder(output) as staged:
+            yield staged
     except OSError as error:
-        cause = f"cannot write the model: {error.strerror} ({total:,} bytes needed); nothing of it was left"
+        cause = f"cannot write the model: {error.strerror} ({needed:,} bytes needed); nothing of it was left"
         fix = "Free space there, raise the limit, or choose another folder."
         raise RunError(cause, where=str(output), fix=fix) from error
+
+
+def fill_folder(
+    folder: Path,
+    slots: Sequence[Slot],
+    stream: Generator[Named],
+    *,
+    source: FullModel,
+    shard_bytes: int = SHARD_BYTES,
+    extra: Mapping[str, str],
+    progress: Progress | None = None,
+) -> None:
+    """Write a model into an empty folder (see ``write_full``)."""
+    total = sum(slot.nbytes for slot in slots)
+    done = 0
+    with contextlib.closing(stream), ShardWriter(folder, slots, shard_bytes) as writer:
+        for name, tensor in stream:
+            writer.write(name, tensor)
+            done += tensor.nbytes
+            if progress:
+                progress(done, total)
+    copy_beside(source, folder, {slot.dtype for slot in slots})
+    for name, text in extra.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def copy_beside(source: FullModel, folder: Path, dtypes: set[torch.dtype]) -> None:
@@ -229,7 +260,8 @@ def _check_space(output: Path, needed: int) -> None:
         raise RunError(cause, where=str(output), fix="Free space there, or choose another folder.")
 
 
-def _put(place: Stored, tensor: Tensor) -> None:
+def put(place: Stored, tensor: Tensor) -> None:
+    """Write a tensor of the place's dtype and shape there."""
     raw: NDArray[np.uint8] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     data = raw.data
     with place.path.open("r+b", buffering=0) as file:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from evomerge.experts.full import is_vocabulary
 from evomerge.keys import Key
 from evomerge.oneshot.adapters import experts_of
 from evomerge.oneshot.method import Method, TensorSpace
 from evomerge.oneshot.models import memory_of, method_of, slots_of
 from evomerge.oneshot.request import AdapterRequest, Request
 from evomerge.spaces import build_space
+from evomerge.spaces.lowrank import randomized_svd
 from evomerge.spaces.statistics import DENSE
 from evomerge.types import Segment
+from evomerge.variation.merge.emr import emr
 
 _SAMPLE = 1 << 21  # entries of a genome that the measured sample has at most
 
@@ -51,9 +56,14 @@ def estimate(request: Request) -> Estimate:
     models = [*request.models, *([request.base] if request.base else [])]
     read = sum(stored.nbytes for model in models for stored in model.tensors.values())
     segments = _laid_out([(slot.name, tuple(slot.shape)) for slot in slots if slot.dtype.is_floating_point])
-    seconds = _measured(method_of(request), segments, len(request.models))
     written = sum(slot.nbytes for slot in slots)
     entries = segments[-1].stop if segments else 0
+    seconds = None
+    if request.recipe.method.name == "emr":
+        written += len(request.models) * entries // 8
+        seconds = _measured(lambda stack, *_: emr(stack), segments, len(request.models))
+    elif request.recipe.method.name != "greedy_soup":
+        seconds = _timed(method_of(request), segments, len(request.models))
     return Estimate(len(request.models), entries, len(slots), read, written, memory_of(request, slots), seconds)
 
 
@@ -67,13 +77,25 @@ def _adapters(request: AdapterRequest) -> Estimate:
         space = build_space(request.space, pool)
         segments, digest = space.segments, space.digest
     rank = recipe.rank or sum(ranks)
+    read = sum(stored.stat().st_size for adapter in pool.adapters for stored in adapter.path.glob("*.safetensors"))
     written = sum(4 * rank * (outs + ins) for outs, ins in pool.modules.values())
-    read = sum(4 * (f.A.numel() + f.B.numel()) for adapter in pool.adapters for f in adapter.factors.values())
-    method = None
-    if recipe.method.name not in ("emr", "greedy_soup"):
-        method = Method.of(recipe, experts_of(pool), request.space, digest)
-    seconds = _measured(method, segments, n) if method else None
+    if request.base:
+        base = sum(stored.nbytes for stored in request.base.tensors.values())
+        written, read = base, read + base
+    seconds = None
+    if recipe.method.name == "emr":
+        written += segments[-1].stop * (32 + n) // 8  # the unified genome, and a bit an entry and task
+        seconds = _measured(lambda stack, *_: emr(stack), segments, n)
+    elif recipe.method.name != "greedy_soup":
+        seconds = _timed(Method.of(recipe, experts_of(pool), request.space, digest), segments, n)
+        if request.space == DENSE and seconds is not None:
+            seconds += _measured(partial(_factorise, rank), segments, 1)
     return Estimate(n, segments[-1].stop, len(segments), read, written, request.memory, seconds)
+
+
+def _factorise(rank: int, stack: Tensor, space: TensorSpace, key: Key) -> None:
+    for segment in space.segments:
+        randomized_svd(stack[0, segment.start : segment.stop].view(segment.shape), rank, key)
 
 
 def _laid_out(shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[Segment, ...]:
@@ -84,24 +106,28 @@ def _laid_out(shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def _measured(method: Method, segments: tuple[Segment, ...], n: int) -> float | None:
-    """Return the seconds of the method on all segments, from its time on the first of them, done twice."""
-    if method.informed:
-        return None
+def _timed(method: Method, segments: tuple[Segment, ...], n: int) -> float | None:
+    """Return the seconds of a method, or ``None`` where they depend on data."""
+    return None if method.informed else _measured(method, segments, n)
+
+
+def _measured(work: Callable[[Tensor, TensorSpace, Key], object], segments: tuple[Segment, ...], n: int) -> float:
+    """Return the seconds of the work on all segments, from its time on the first of them, done twice."""
+    first = [s for s in segments if not is_vocabulary(s.name)] or list(segments)  # layers are most of the work
     sample: list[Segment] = []
-    for segment in segments:
-        if sample and sample[-1].stop + segment.stop - segment.start > _SAMPLE:
+    for segment in _laid_out([(s.name, s.shape) for s in first]):
+        if sample and segment.stop > _SAMPLE:
             break
         sample.append(segment)
     entries = sample[-1].stop
     if entries > _SAMPLE:  # one large tensor: a slice of its rows stands for it
-        first = sample[0]
-        rows = max(1, _SAMPLE * first.shape[0] // entries)
-        sample = [Segment(first.name, 0, (rows, *first.shape[1:]))]
+        large = sample[0]
+        rows = max(1, _SAMPLE * large.shape[0] // entries)
+        sample = [Segment(large.name, 0, (rows, *large.shape[1:]))]
         entries = sample[-1].stop
     stack: Tensor = torch.randn(n, entries, generator=Key(0).torch())
     space = TensorSpace(tuple(sample))
-    method(stack, space, Key(0))  # compiles
+    work(stack, space, Key(0))  # compiles
     start = time.perf_counter()
-    method(stack, space, Key(0))
+    work(stack, space, Key(0))
     return (time.perf_counter() - start) * segments[-1].stop / entries

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.errors import ExpertError, RecipeError
+from evomerge.errors import ExpertError
 from evomerge.keys import Key
 from evomerge.recipe.merge import MergeRecipe
 from evomerge.recipe.operators import METHODS
@@ -73,9 +73,7 @@ class Method:
         """
         name = recipe.method.name
         operator = METHODS[name]
-        if operator.spaces and space not in operator.spaces:
-            cause = f"{name} works on delta-weights, which the entries of A and B are not"
-            raise RecipeError(cause, where="space", fix=f"Use one of the spaces {', '.join(operator.spaces)}.")
+        operator.check_space(space)
         n = len(recipe.experts)
         weights = torch.tensor(recipe.weights or [1 / n] * n, dtype=torch.float64)
         hooks = tuple(bind_hook(spec.name, spec.parameters) for spec in recipe.post_merge)
@@ -88,7 +86,7 @@ class Method:
     @property
     def informed(self) -> bool:
         """Return whether the method needs what data say about each expert."""
-        return self.name in list(INFORMED)
+        return self.name in INFORMED
 
     def __call__(self, stack: Tensor, space: HookSpace, key: Key) -> Tensor:
         """Merge ``stack [n, d]`` into ``[d]``, and let the hooks follow."""
@@ -108,10 +106,11 @@ class Method:
             statistics = read_statistics(expert.folder, segments)
             if statistics.space != self.space_digest or statistics.expert not in ("", expert.digest):
                 stale = "other weights" if statistics.space == self.space_digest else "another pool or space"
+                everyone = " ".join(str(each.folder) for each in self.experts)
                 raise ExpertError(
                     f"The statistics of expert {expert.name!r} are those of {stale}",
                     where=str(expert.folder),
-                    fix="Make them anew, of all experts of this merge at once: `evomerge statistics --force`.",
+                    fix=f"Make them anew, of all experts at once: `evomerge statistics {everyone} --fitness NAME`.",
                 )
             found.append(statistics)
         return found

@@ -1,49 +1,97 @@
-"""Merge full models, streamed tensor by tensor; and fold an adapter into its base."""
+"""Merge full models, streamed tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
+from evomerge.errors import ExpertError
 from evomerge.experts.shards import Slot
 from evomerge.keys import Key
 from evomerge.oneshot.method import Expert, Method, merge_tensor
+from evomerge.oneshot.model_soup import average, brew_models
+from evomerge.oneshot.model_views import write_unified
 from evomerge.oneshot.request import ModelRequest, check_memory
+from evomerge.report.merge_card import MergeFacts, merge_card
 from evomerge.spaces.dense import layout, memory_needed, merge_full
-from evomerge.spaces.statistics import DENSE
-from evomerge.types import Segment
-
-Progress = Callable[[int, int], None]
+from evomerge.spaces.lowrank import MergeTensor
+from evomerge.spaces.statistics import DENSE, segments_of
 
 
-def merge_models(
-    request: ModelRequest, output: Path, extra: Mapping[str, str], progress: Progress | None = None
-) -> None:
+class Follow(Protocol):
+    """What is told about a merge while it runs."""
+
+    def stage(self, text: str) -> None:
+        """What is being done now."""
+        ...
+
+    def bytes(self, done: int, total: int) -> None:
+        """How much of a full model has been written."""
+        ...
+
+
+def merge_models(request: ModelRequest, facts: MergeFacts, output: Path, follow: Follow) -> tuple[str, ...]:
     """Merge the models of a request into ``output``, which is written whole or not at all.
+
+    Returns:
+        What there is to tell about it, in lines.
 
     Raises:
         EvomergeError: as ``Method.of`` and ``merge_full``.
         RunError: the merge would need more memory than there is.
     """
-    check_memory(memory_of(request, slots_of(request)))
-    method = method_of(request)
-    key = Key(request.recipe.seed)
-
-    def merge_one(stack: Tensor, segment: Segment) -> Tensor:
-        return merge_tensor(method, stack, segment, key)
-
+    slots = slots_of(request)
+    check_memory(memory_of(request, slots))
+    follow.stage(f"merging {len(request.models)} full models")
+    if request.recipe.method.name == "emr":
+        return _unify(request, facts, output, slots, follow)
+    if request.recipe.method.name == "greedy_soup":
+        weights, told = brew_models(request, follow.stage)
+        merge, facts = average(weights), replace(facts, numbers=(*facts.numbers, told))
+    else:
+        merge, told = _merge_of(request), f"full model, {facts.method}"
     merge_full(
         request.models,
         request.base,
-        merge_one,
+        merge,
         output,
         dtype=_dtype(request),
-        extra=extra,
-        progress=progress,
+        extra={"README.md": merge_card(facts)},
+        progress=follow.bytes,
     )
+    return (told,)
+
+
+def _unify(
+    request: ModelRequest, facts: MergeFacts, output: Path, slots: tuple[Slot, ...], follow: Follow
+) -> tuple[str, ...]:
+    base, spec = request.base, request.recipe.base
+    assert base is not None, "task vectors have a base"
+    assert spec is not None, "task vectors have a base"
+    tasks = tuple(model.name for model in request.models)
+    card = {"README.md": merge_card(replace(facts, views=tasks))}
+    write_unified(request.models, base, spec, slots, output, extra=card, progress=follow.bytes)
+    return (
+        f"unified full model, {facts.method}",
+        f"views of {', '.join(tasks)}: `evomerge score {output} --view TASK`",
+    )
+
+
+def _merge_of(request: ModelRequest) -> MergeTensor:
+    """Return what merges one tensor; one that an informed method has no statistics of is averaged."""
+    method, key = method_of(request), Key(request.recipe.seed)
+    if not method.informed:
+        return lambda stack, segment: merge_tensor(method, stack, segment, key)
+    known = frozenset[str].intersection(*(segments_of(model.path) for model in request.models))
+    if not known & request.models[0].tensors.keys():
+        cause = f"The statistics have no tensor of the {len(request.models[0].tensors)} of the models"
+        fix = "This kind of model keeps its weights under other names on disk: use a method without statistics."
+        raise ExpertError(cause, where=str(request.models[0].path), fix=fix)
+    plain = replace(method, name="linear", parameters={})
+    return lambda stack, segment: merge_tensor(method if segment.name in known else plain, stack, segment, key)
 
 
 def method_of(request: ModelRequest) -> Method:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
-from evomerge.errors import ExpertError, RecipeError, RunError
+from evomerge import memory
+from evomerge.errors import EvomergeError, ExpertError, Problems, RecipeError
+from evomerge.evaluation.fitness import Fitness, build_fitness, load_task
 from evomerge.experts.adapter import CONFIG as ADAPTER_CONFIG
 from evomerge.experts.adapter import WEIGHTS
 from evomerge.experts.base import resolve_base
 from evomerge.experts.full import FullModel, model_folder, read_full
 from evomerge.experts.pool import Pool, load_pool
 from evomerge.recipe.merge import MergeRecipe
+from evomerge.recipe.operators import METHODS
+from evomerge.report.card import is_hub_id
+from evomerge.spaces.statistics import read_statistics
+from evomerge.variation.merge import INFORMED, ONE_SHOT
 
 # Methods that also make sense on weights themselves, without a base to subtract.
-ON_WEIGHTS = ("fisher", "karcher", "linear", "nuslerp", "regmean", "slerp")
+ON_WEIGHTS = ("fisher", "greedy_soup", "karcher", "linear", "nuslerp", "regmean", "slerp")
 # Memory that reading a pool of adapters and encoding it takes, as a multiple of their float32 size: factors,
 # bases in float64 of one module, genomes, and the merge's own result.
 _ADAPTER_COPIES = 4
@@ -26,12 +30,21 @@ _ADAPTER_COPIES = 4
 
 @dataclass(frozen=True, eq=False)
 class AdapterRequest:
-    """A merge of adapters."""
+    """A merge of adapters.
+
+    Attributes:
+        space: where the arithmetic is done.
+        memory: bytes that it holds at once.
+        base: the model that the merged adapter is added to, if any.
+        fitness: what decides who joins a greedy soup.
+    """
 
     recipe: MergeRecipe
     pool: Pool
     space: Literal["subspace", "factors", "dense"]
     memory: int
+    base: FullModel | None = None
+    fitness: Fitness | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,31 +54,74 @@ class ModelRequest:
     recipe: MergeRecipe
     models: tuple[FullModel, ...]
     base: FullModel | None
+    fitness: Fitness | None = None
 
 
 Request = AdapterRequest | ModelRequest
 
 
-def resolve_request(recipe: MergeRecipe) -> Request:
+def resolve_request(recipe: MergeRecipe, progress: Callable[[str], None] | None = None) -> Request:
     """Find the experts and check that they can be merged as asked.
 
     Raises:
         ExpertError, Problems: an expert cannot be had or used, or they do not fit together.
         RecipeError: an option does not fit the kind of experts.
+        FitnessError: a fitness file does not load.
         RunError: the merge would need more memory than there is.
     """
-    folders = [model_folder(Path(spec).expanduser()) for spec in recipe.experts]
+    folders = _folders(recipe.experts)
     kinds = {is_full_model(folder) for folder in folders}
     if len(kinds) > 1:
         cause = f"Adapters and full models cannot be merged with each other: {_kinds(recipe.experts, folders)}"
         fix = "First make full models of the adapters: `evomerge merge ADAPTER --into-base -o FOLDER`."
         raise ExpertError(cause, where="experts", fix=fix)
-    return _models(recipe, folders) if kinds.pop() else _adapters(recipe, folders)
+    return _models(recipe, folders) if kinds.pop() else _adapters(recipe, folders, progress)
 
 
 def is_full_model(folder: Path | str) -> bool:
     """Return whether a folder holds a full model; what holds neither kind counts as an adapter, and is told so."""
     return (Path(folder) / "config.json").is_file() and not (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def _folders(specs: Sequence[str]) -> list[Path]:
+    """Return the folder of each expert: a local one, or the local copy of a hub name."""
+    folders: list[Path] = []
+    problems: list[EvomergeError] = []
+    for spec in specs:
+        path = Path(spec).expanduser()
+        try:
+            if not path.is_dir() and (path.exists() or spec.startswith((".", "/", "~")) or not is_hub_id(spec)):
+                fix = "Give a folder that save_pretrained wrote, or a hub name."
+                raise ExpertError(f"There is no folder {spec}", where=str(path.absolute()), fix=fix)
+            folders.append(path if path.is_dir() else model_folder(spec))
+        except ExpertError as error:
+            problems.append(error)
+    if problems:
+        raise Problems(problems)
+    return folders
+
+
+def _names(specs: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Return a name for each expert: the end of its path, as long as it takes to tell them apart.
+
+    Raises:
+        ExpertError: an expert is given twice.
+    """
+    places = [folder.resolve() for folder in folders]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            fix = "Give it once; to let it count more, use --weights."
+            raise ExpertError(f"Expert {specs[number]} is given twice", where="experts", fix=fix)
+    # A hub name's folder in the cache is called by a commit.
+    paths = [
+        place.parts[1:] if Path(spec).expanduser().is_dir() else tuple(spec.split("/"))
+        for spec, place in zip(specs, places, strict=True)
+    ]
+    length = 1
+    while len({path[-length:] for path in paths}) < len(paths):
+        length += 1
+    shared = [path[-1] for path in paths]
+    return ["-".join(path[-length:]) if shared.count(path[-1]) > 1 else path[-1] for path in paths]
 
 
 def _kinds(specs: Sequence[str], folders: Sequence[Path]) -> str:
@@ -75,26 +131,46 @@ def _kinds(specs: Sequence[str], folders: Sequence[Path]) -> str:
     )
 
 
-def _adapters(recipe: MergeRecipe, folders: Sequence[Path]) -> AdapterRequest:
+def _adapters(recipe: MergeRecipe, folders: Sequence[Path], progress: Callable[[str], None] | None) -> AdapterRequest:
     if recipe.dtype and not recipe.into_base:
         fix = "Leave it out, or add --into-base."
         raise RecipeError("`dtype` is for full models; adapters are written in float32", where="dtype", fix=fix)
+    space = "subspace" if recipe.space == "auto" else recipe.space
+    METHODS[recipe.method.name].check_space(space)
+    if space == "dense" and recipe.method.name in ONE_SHOT:
+        cause = f"{recipe.method.name} of adapters holds whole genomes, and those of `dense` are too large"
+        raise RecipeError(cause, where="space", fix="Use the space subspace or factors.")
+    names = _names(recipe.experts, folders)
     sizes = [(folder / WEIGHTS).stat().st_size for folder in folders if (folder / WEIGHTS).is_file()]
     check_memory(_ADAPTER_COPIES * 2 * sum(sizes))  # stored in half precision they double
-    pool = load_pool(folders, str(resolve_base(recipe.base)) if recipe.base else None)
-    space = "subspace" if recipe.space == "auto" else recipe.space
-    memory = _ADAPTER_COPIES * 4 * sum(f.A.numel() + f.B.numel() for a in pool.adapters for f in a.factors.values())
+    pool = load_pool(folders, str(resolve_base(recipe.base, progress)) if recipe.base else None, names)
+    if recipe.method.name in INFORMED:
+        for folder in folders:
+            read_statistics(folder, ())
+    held = _ADAPTER_COPIES * 4 * sum(f.A.numel() + f.B.numel() for a in pool.adapters for f in a.factors.values())
     if space == "dense":
-        memory += 4 * (2 * len(folders) + 4) * max(outs * ins for outs, ins in pool.modules.values())
-    check_memory(memory)
-    return AdapterRequest(recipe, pool, space, memory)
+        held += 4 * (2 * len(folders) + 4) * max(outs * ins for outs, ins in pool.modules.values())
+    check_memory(held)
+    base = None
+    if recipe.into_base:
+        base = read_full(model_folder(resolve_base(recipe.base or pool.base, progress)), "base")
+    return AdapterRequest(recipe, pool, space, held, base, _fitness(recipe))
+
+
+def _fitness(recipe: MergeRecipe) -> Fitness | None:
+    if not recipe.fitness:
+        return None
+    fitness = build_fitness(load_task(spec.file, spec.weight, spec.name) for spec in recipe.fitness)
+    if problems := fitness.check():
+        raise Problems(problems)
+    return fitness
 
 
 def _models(recipe: MergeRecipe, folders: Sequence[Path]) -> ModelRequest:
     if recipe.space not in ("auto", "dense"):
         cause = f"Space {recipe.space!r} is for adapters; these are full models"
         raise RecipeError(cause, where="space", fix="Use `dense`, or leave it out.")
-    for name, value in (("rank", recipe.rank), ("into_base", recipe.into_base)):
+    for name, value in {"rank": recipe.rank, "into_base": recipe.into_base}.items():
         if value:
             raise RecipeError(f"`{name}` is for adapters; these are full models", where=name, fix="Leave it out.")
     if recipe.base is None and (recipe.method.name not in ON_WEIGHTS or recipe.post_merge):
@@ -102,27 +178,12 @@ def _models(recipe: MergeRecipe, folders: Sequence[Path]) -> ModelRequest:
         fix = f"Name the base they were fine-tuned from: --base; or use one of {', '.join(ON_WEIGHTS)}."
         raise RecipeError(f"{what} on task vectors, so the base is needed", where="base", fix=fix)
     base = read_full(model_folder(resolve_base(recipe.base)), "base") if recipe.base else None
-    return ModelRequest(recipe, tuple(read_full(folder) for folder in folders), base)
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that this process may still take: the machine's, or its control group's."""
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no control groups here, or no limit ("max")
-        pass
-    return free
+    names = _names(recipe.experts, folders)
+    models = tuple(read_full(folder, name) for folder, name in zip(folders, names, strict=True))
+    return ModelRequest(recipe, models, base, _fitness(recipe))
 
 
 def check_memory(needed: int) -> None:
     """Raise ``RunError`` if a merge needs more memory than there is."""
-    free = available_memory()
-    if needed > free:
-        raise RunError(
-            f"The merge needs about {needed / 2**30:.1f} GiB of memory; {max(free, 0) / 2**30:.1f} GiB are free",
-            where="memory",
-            fix="Merge fewer experts at a time, close other programs, or use a larger machine.",
-        )
+    fix = "Merge fewer experts at a time, close other programs, or use a larger machine."
+    memory.check_memory(needed, "The merge", fix)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
 from evomerge.errors import RunError
-from evomerge.experts.base import hub_name, resolve_base
-from evomerge.experts.full import model_folder, read_full
-from evomerge.experts.into_base import write_merged
+from evomerge.experts.base import hub_name
+from evomerge.experts.into_base import Factors, write_merged
 from evomerge.experts.save import save_adapter
-from evomerge.files import new_folder
+from evomerge.files import new_folder, write_error
 from evomerge.oneshot.adapters import MergedAdapter, encode_all, exported, merge
-from evomerge.oneshot.models import merge_models
+from evomerge.oneshot.models import Follow, merge_models
 from evomerge.oneshot.request import AdapterRequest, ModelRequest, Request
 from evomerge.oneshot.soup import brew
 from evomerge.oneshot.views import write_views
@@ -25,18 +26,7 @@ from evomerge.recipe.merge import MergeRecipe
 from evomerge.report.merge_card import MergeFacts, merge_card
 from evomerge.spaces import build_space
 from evomerge.variation.merge.emr import emr
-
-
-class Follow(Protocol):
-    """What is told about a merge while it runs."""
-
-    def stage(self, text: str) -> None:
-        """What is being done now."""
-        ...
-
-    def bytes(self, done: int, total: int) -> None:
-        """How much of a full model has been written."""
-        ...
+from evomerge.variation.merge.soup import Soup
 
 
 @dataclass(frozen=True)
@@ -60,22 +50,50 @@ def run_merge(request: Request, output: Path, follow: Follow) -> Done:
     Raises:
         EvomergeError: whatever is wrong with experts, options, memory or disk.
     """
-    check_output(output)
+    check_output(output, request.recipe.experts)
     start = time.perf_counter()
+    for leftover in sorted(output.parent.glob(f".{output.name}.*.tmp")):
+        follow.stage(f"an interrupted merge left {leftover}, which can be removed; going on")
     facts = _facts(request.recipe, request)
     if isinstance(request, ModelRequest):
-        follow.stage(f"merging {len(request.models)} full models")
-        merge_models(request, output, {"README.md": merge_card(facts)}, follow.bytes)
-        lines: tuple[str, ...] = (f"full model, {facts.method}",)
+        lines = merge_models(request, facts, output, follow)
     else:
         lines = _adapters(request, facts, output, follow)
     return Done(output, lines, time.perf_counter() - start)
 
 
-def check_output(output: Path) -> None:
-    """Raise ``RunError`` if there is something where the merge is to be written."""
+def check_output(output: Path, experts: Sequence[str] = ()) -> None:
+    """Raise ``RunError`` if ``output`` exists, lies inside an expert's folder, or cannot be made."""
     if output.exists():
         raise RunError(f"{output} exists already", where=str(output), fix="Choose another folder, or remove it.")
+    place = output.resolve()
+    for expert in experts:
+        folder = Path(expert).expanduser()
+        if folder.is_dir() and folder.resolve() in place.parents:
+            cause = f"{output} lies inside the folder of expert {expert}"
+            raise RunError(cause, where=str(output), fix="Choose a folder outside of the experts.")
+    above = next(parent for parent in place.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        cause = f"{output} cannot be made: {above} is no folder that you may write to"
+        raise RunError(cause, where=str(output), fix="Choose another folder.")
+
+
+@contextmanager
+def _writing(output: Path, factors: Factors) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``output``.
+
+    Raises:
+        RunError: the system refused; there is no ``output``.
+    """
+    needed = sum(4 * (B.numel() + A.numel()) for B, A in factors.values())
+    try:
+        with new_folder(output) as staged:
+            yield staged
+    except (OSError, RunError) as error:
+        refusal = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(refusal, OSError):
+            raise
+        raise write_error(output, needed, refusal, then="merge again") from error
 
 
 def _adapters(request: AdapterRequest, facts: MergeFacts, output: Path, follow: Follow) -> tuple[str, ...]:
@@ -84,20 +102,28 @@ def _adapters(request: AdapterRequest, facts: MergeFacts, output: Path, follow: 
     if method == "emr":
         return _emr(request, facts, output)
     if method == "greedy_soup":
-        merged, order = brew(request, follow.stage)
-        facts = replace(facts, numbers=(order,))
+        merged, soup = brew(request, follow.stage)
+        facts = _who_joined(facts, soup, request.pool.names)
     else:
-        merged, order = merge(request), ""
+        merged = merge(request)
     facts, lines = _told(facts, merged, request)
-    if request.recipe.into_base:
-        base = read_full(model_folder(resolve_base(request.recipe.base or request.pool.base)), "base")
+    factors = merged.exported.factors
+    if request.base:
         follow.stage("adding it to the base")
-        card = merge_card(replace(facts, rank=None, kind="full model"))
-        factors = merged.exported.factors
-        write_merged(output, base, factors, extra={"README.md": card}, progress=follow.bytes)
+        card = merge_card(replace(facts, rank=None))
+        write_merged(output, request.base, factors, extra={"README.md": card}, progress=follow.bytes)
     else:
-        _save(request, facts, merged, output)
-    return (order, *lines) if order else lines
+        with _writing(output, factors) as staged:
+            _save(request, facts, merged, staged)
+    return lines
+
+
+def _who_joined(facts: MergeFacts, soup: Soup, names: Sequence[str]) -> MergeFacts:
+    members = ", ".join(names[row] for row in soup.ingredients)
+    best = max(score for score in soup.scores if score is not None)
+    share = 1 / len(soup.ingredients)
+    experts = [(spec, share * (row in soup.ingredients)) for row, (spec, _) in enumerate(facts.experts)]
+    return replace(facts, experts=experts, numbers=(f"In the soup: {members} (search split {100 * best:.1f} %).",))
 
 
 def _save(request: AdapterRequest, facts: MergeFacts, merged: MergedAdapter, output: Path) -> None:
@@ -111,7 +137,7 @@ def _emr(request: AdapterRequest, facts: MergeFacts, output: Path) -> tuple[str,
     unified = emr(encode_all(space, request.pool))
     merged = exported(space, unified.vector, request)
     facts, lines = _told(replace(facts, views=request.pool.names), merged, request)
-    with new_folder(output) as staged:
+    with _writing(output, merged.exported.factors) as staged:
         _save(request, facts, merged, staged)
         write_views(staged, space, unified, request.pool.names)
     return (*lines, f"views of {', '.join(request.pool.names)}: `evomerge score {output} --view TASK`")
@@ -124,20 +150,20 @@ def _told(facts: MergeFacts, merged: MergedAdapter, request: AdapterRequest) -> 
     norm = f"norm of delta-W {merged.norm:.4g}, {merged.norm / mean if mean else 0:.2f} times the experts' mean"
     loss = f"rank {rank}; truncation loses {merged.exported.residual:.2e} of that norm"
     numbers = (*facts.numbers, f"{norm[0].upper()}{norm[1:]}.")
-    return replace(facts, rank=rank, residual=merged.exported.residual, numbers=numbers), (norm, loss)
+    told = replace(facts, rank=rank, residual=merged.exported.residual, numbers=numbers)
+    return told, (*facts.numbers, norm, loss)
 
 
 def _facts(recipe: MergeRecipe, request: Request) -> MergeFacts:
-    adapters = isinstance(request, AdapterRequest)
     base = recipe.base or (request.pool.base if isinstance(request, AdapterRequest) else None)
     n = len(recipe.experts)
+    weights = [None] * n if recipe.method.name == "emr" else recipe.weights or [1 / n] * n
     return MergeFacts(
         title=f"{recipe.method.name} of {', '.join(Path(spec).name for spec in recipe.experts)}",
-        kind="adapter" if adapters else "full model",
         base=base,
         base_model=hub_name(base) if base else None,
         method=recipe.method.text,
-        experts=list(zip(recipe.experts, recipe.weights or [1 / n] * n, strict=True)),
+        experts=list(zip(recipe.experts, weights, strict=True)),
         hooks=[hook.text for hook in recipe.post_merge],
         space=request.space if isinstance(request, AdapterRequest) else "dense",
         recipe_text=recipe_yaml(recipe),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from evomerge.evaluation.fitness import build_fitness, load_task
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
 from evomerge.experts.base import resolve_base
@@ -14,18 +13,19 @@ from evomerge.oneshot.adapters import MergedAdapter, encode_all, exported
 from evomerge.oneshot.request import AdapterRequest
 from evomerge.spaces import build_space
 from evomerge.types import Score
-from evomerge.variation.merge.soup import greedy_soup
+from evomerge.variation.merge.soup import Soup, greedy_soup
 
 
-def brew(request: AdapterRequest, stage: Callable[[str], None]) -> tuple[MergedAdapter, str]:
-    """Return the greedy soup of a request, and in words who is in it.
+def brew(request: AdapterRequest, stage: Callable[[str], None]) -> tuple[MergedAdapter, Soup]:
+    """Return the greedy soup of a request, and how it came to be.
 
     Candidates are scored on the search split of the request's fitness, best first.
 
     Raises:
-        EvomergeError: the fitness does not load, or no expert can be scored.
+        EvomergeError: the base cannot be had, or no expert can be scored.
     """
-    fitness = build_fitness(load_task(spec.file, spec.weight, spec.name) for spec in request.recipe.fitness)
+    fitness = request.fitness
+    assert fitness is not None, "a recipe of a greedy soup has a fitness"
     space = build_space(request.space, request.pool)
     device = resolve_device("auto")
     stage("loading the base model")
@@ -39,6 +39,4 @@ def brew(request: AdapterRequest, stage: Callable[[str], None]) -> tuple[MergedA
         return outcome.value if isinstance(outcome, Score) else None
 
     soup = greedy_soup(encode_all(space, request.pool), score)
-    names = [request.pool.names[row] for row in soup.ingredients]
-    best = max(value for value in soup.scores if value is not None)
-    return exported(space, soup.genome, request), f"In the soup: {', '.join(names)} (search split {100 * best:.1f} %)."
+    return exported(space, soup.genome, request), soup

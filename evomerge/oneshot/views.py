@@ -1,14 +1,14 @@
 """EMR's output on disk: a unified adapter that PEFT loads, and beside it one small mask file for each task.
 
 out/adapter_config.json, adapter_model.safetensors      the unified adapter
-out/emr/unified.safetensors                             its genome, and the genome space
+out/emr.safetensors                                     its genome, and the genome space
 out/emr/<task>.safetensors                              one bit an entry, and the rescaler
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ from evomerge.spaces import FactorSpace, GenomeSpace, Subspace
 from evomerge.variation.merge.emr import Unified, pack_mask, unpack_mask, view
 
 FOLDER = "emr"
-_UNIFIED = "unified"
+UNIFIED = "emr.safetensors"
 
 
 def write_views(folder: Path, space: GenomeSpace, unified: Unified, tasks: tuple[str, ...]) -> None:
-    """Write ``emr/`` below a folder: the unified genome with its space, and each task's mask and rescaler."""
+    """Write into a folder the unified genome with its space, and each task's mask and rescaler."""
     tensors, about = _pack_space(space)
     tensors["genome"] = unified.vector
-    _write(folder / FOLDER / f"{_UNIFIED}.safetensors", tensors, about)
+    _write(folder / UNIFIED, tensors, about)
     for row, task in enumerate(tasks):
         packed = torch.frombuffer(bytearray(pack_mask(unified.masks[row])), dtype=torch.uint8)
         scale = {"scale": float(unified.scales[row]), "space": space.digest}
@@ -38,8 +38,18 @@ def write_views(folder: Path, space: GenomeSpace, unified: Unified, tasks: tuple
 
 
 def tasks_of(folder: Path) -> list[str]:
-    """Return the tasks that a folder has views of; none if it is no EMR merge."""
-    return sorted(path.stem for path in (folder / FOLDER).glob("*.safetensors") if path.stem != _UNIFIED)
+    """Return the tasks that a folder, of an adapter or a full model, has views of; none if it is no EMR merge."""
+    return sorted(path.stem for path in (folder / FOLDER).glob("*.safetensors"))
+
+
+def check_task(folder: Path, task: str) -> None:
+    """Raise ``ExpertError`` if a folder has no view of a task."""
+    known = tasks_of(folder)
+    if not known:
+        cause = f"{folder} has no views: it was not written by the method `emr`"
+        raise ExpertError(cause, where=str(folder), fix="Leave --view out, or merge with `--method emr`.")
+    if task not in known:
+        raise ExpertError(f"{folder} has no view {task!r}", where=str(folder / FOLDER), fix=did_you_mean(task, known))
 
 
 def read_view(folder: Path, task: str) -> tuple[GenomeSpace, Tensor]:
@@ -48,18 +58,16 @@ def read_view(folder: Path, task: str) -> tuple[GenomeSpace, Tensor]:
     Raises:
         ExpertError: the folder has no such view, or a file of it is damaged.
     """
-    known = tasks_of(folder)
-    if task not in known:
-        what = f"no view {task!r}" if known else "no views: it was not written by the method `emr`"
-        raise ExpertError(f"{folder} has {what}", where=str(folder / FOLDER), fix=did_you_mean(task, known))
-    tensors, about = _read(folder / FOLDER / f"{_UNIFIED}.safetensors")
+    check_task(folder, task)
+    tensors, about = _read(folder / UNIFIED, ("genome",), ("space",))
     space = _unpack_space(tensors, about)
-    mask, scale = _read(folder / FOLDER / f"{task}.safetensors")
-    if scale["space"] != space.digest:
+    path = folder / FOLDER / f"{task}.safetensors"
+    found, mask = _read(path, ("mask",), ("space", "scale"))
+    packed = found["mask"].numpy().tobytes()
+    if mask["space"] != space.digest or len(packed) != -(-space.dimension // 8):
         cause = f"The mask of {task!r} belongs to another unified adapter"
-        raise ExpertError(cause, where=str(folder / FOLDER), fix="Merge again; do not mix files of two merges.")
-    bits = unpack_mask(mask["mask"].numpy().tobytes(), space.dimension)
-    return space, view(tensors["genome"], bits, scale["scale"])
+        raise ExpertError(cause, where=str(path), fix="Merge again; do not mix files of two merges.")
+    return space, view(tensors["genome"], unpack_mask(packed, space.dimension), mask["scale"])
 
 
 def _pack_space(space: GenomeSpace) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -82,11 +90,14 @@ def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) 
     write_bytes(path, safetensors.torch.save(contiguous, metadata={"evomerge": json.dumps(about)}))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, tensors: Sequence[str], facts: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the facts of a file, which are at least those named."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["evomerge"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _ = [*map(found.__getitem__, tensors), *map(about.__getitem__, facts)]
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        cause = f"{path.name} is missing, truncated or corrupt ({error})"
+        cause = f"{path.name} is missing, truncated or corrupt ({error!r})"
         raise ExpertError(cause, where=str(path), fix="Merge again with `--method emr`.") from None
+    return found, about

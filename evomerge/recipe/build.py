@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from evomerge.errors import EvomergeError, Problems
+from evomerge.errors import EvomergeError, Problems, RecipeError
 from evomerge.evaluation.fitness import Fitness, build_fitness, load_task
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
 from evomerge.experts.base import must_fetch, resolve_base
 from evomerge.experts.pool import Pool, load_pool
 from evomerge.keys import Key
+from evomerge.memory import check_memory
 from evomerge.recipe.operators import registry_at
 from evomerge.recipe.schema import GeneticSpec, OperatorSpec, Recipe
 from evomerge.spaces import build_space
@@ -29,6 +30,8 @@ from evomerge.variation.hooks.apply import Hook, after, bind_hook
 from evomerge.variation.hooks.user import absolute
 
 T = TypeVar("T")
+# What a generation holds beside the living and the experts, as a multiple of them: births, survivors, the best.
+_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,14 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setu
     if pool and base:
         pool = _collect(problems, lambda: load_pool(recipe.experts, base))
     space = _collect(problems, lambda: build_space(recipe.space.name, pool)) if pool else None
+    _collect(problems, lambda: check_merges(recipe))
     if problems or fitness is None or pool is None or space is None:
         raise Problems(problems)
+    check_memory(
+        _COPIES * 4 * space.dimension * (recipe.strategy.population + len(pool.adapters)),
+        f"A population of {recipe.strategy.population} in the space {space.name!r}",
+        "Use `space: {name: subspace}`, a smaller population, or a larger machine.",
+    )
     genomes = torch.stack([space.encode(adapter) for adapter in pool.adapters])
     strategy = with_hooks(build_genetic(recipe.strategy, space.segments), hooks, space)
     return Setup(recipe, fitness, pool, space, Experts(pool.names, genomes), strategy, hooks)
@@ -115,6 +124,21 @@ def load_fitness(recipe: Recipe) -> Fitness:
     if problems:
         raise Problems(problems)
     return build_fitness(task for task in tasks if task is not None)
+
+
+def check_merges(recipe: Recipe) -> None:
+    """Raise ``Problems`` with every merge of a recipe that means nothing in its space."""
+    strategy = recipe.strategy
+    merges = {"strategy.founders.merge": strategy.founders.merge, "strategy.crossover.merge": strategy.crossover.merge}
+    merges |= {f"report.baselines.{number}": spec for number, spec in enumerate(recipe.report.baselines)}
+    problems = []
+    for place, spec in merges.items():
+        try:
+            registry_at(("merge",))[spec.name].check_space(recipe.space.name)
+        except RecipeError as error:
+            problems.append(RecipeError(error.cause, where=f"{place}.name", fix=error.fix))
+    if problems:
+        raise Problems(problems)
 
 
 def load_hooks(recipe: Recipe) -> tuple[Hook, ...]:

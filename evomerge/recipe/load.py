@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,21 @@ Place = tuple[str | int, ...]
 Schema = TypeVar("Schema", bound=Part)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A value that the command line puts into a recipe.
+
+    Attributes:
+        key: its place: ``stop.generations``, ``experts.0``.
+        value: of any type that YAML has.
+        label: what the user wrote, to name it in errors.
+    """
+
+    key: str
+    value: Any
+    label: str
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in a YAML file, with ``key.sub=value`` overrides.
 
@@ -27,25 +43,28 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(_read(path), str(path), overrides)
 
 
-def load_merge(path: Path, overrides: Sequence[str] = ()) -> MergeRecipe:
-    """Return the merge that a YAML file describes, with ``key.sub=value`` overrides; raises as ``load_recipe``."""
-    data, lines = _parse(_read(path), str(path))
-    if isinstance(data, dict) and isinstance(data.get("method"), str):
-        data["method"] = {"name": data["method"]}
-    return _validated(MergeRecipe, data, lines, str(path), overrides)
+def load_merge(file: Path | None, options: Sequence[Setting] = (), overrides: Sequence[str] = ()) -> MergeRecipe:
+    """Return the merge that a YAML file (or nothing) and the options of the command line on top of it describe.
 
-
-def make_merge(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> MergeRecipe:
-    """Return the merge that options of the command line describe; raises as ``load_recipe``."""
-    return _validated(MergeRecipe, dict(data), {}, "options", overrides)
+    Raises:
+        Problems: everything that is wrong, each with file and line, or the option.
+    """
+    data, lines = _parse(_read(file), str(file)) if file else ({}, {})
+    data = {} if data is None else data
+    if isinstance(data, dict):
+        data.setdefault("method", MergeRecipe.model_fields["method"].default.name)
+    settings = [*options, *map(_override, overrides)]
+    return _validated(MergeRecipe, data, lines, str(file or "evomerge merge"), settings)
 
 
 def parse_recipe(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in a YAML text; ``source`` names it in errors."""
-    return _validated(Recipe, *_parse(text, source), source, overrides)
+    return _validated(Recipe, *_parse(text, source), source, [_override(text) for text in overrides])
 
 
 def _read(path: Path) -> str:
+    if not path.is_file():
+        raise RecipeError(f"there is no file {path}", where=str(path.absolute()), fix="Give the path of a YAML file.")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -53,12 +72,14 @@ def _read(path: Path) -> str:
 
 
 def _validated(
-    schema: type[Schema], data: Any, lines: dict[Place, str], source: str, overrides: Sequence[str]
+    schema: type[Schema], data: Any, lines: dict[Place, str], source: str, settings: Sequence[Setting]
 ) -> Schema:
-    for override in overrides:
-        place = _assign(data, override)
+    _spell_out(data)
+    for setting in settings:
+        place = _assign(data, setting)
+        _spell_out(data)
         lines = {known: line for known, line in lines.items() if known[: len(place)] != place}
-        lines[place] = f"--set {override}"
+        lines[place] = setting.label
     # Operators are checked in the data, so that one pass reports what is wrong with them and with the rest.
     bad = [problem for place, spec in operators(data, schema) for problem in _check(place, spec, source, lines)]
     try:
@@ -68,6 +89,12 @@ def _validated(
     if bad:
         raise Problems(bad)
     return recipe
+
+
+def _spell_out(data: Any) -> None:
+    """Let a merge's method be a word: ``method: ties``."""
+    if isinstance(data, dict) and isinstance(data.get("method"), str):
+        data["method"] = {"name": data["method"]}
 
 
 def operators(data: Any, part: Any = Recipe, place: Place = ()) -> Iterator[tuple[Place, OperatorSpec]]:
@@ -133,20 +160,20 @@ def _mark(node: yaml.Node | None, place: Place, source: str, lines: dict[Place, 
             _mark(value, (*place, index), source, lines)
 
 
-def _override(text: str) -> tuple[list[str], Any]:
+def _override(text: str) -> Setting:
     key, equals, value = text.partition("=")
     example = "E.g. --set strategy.population=12"
     if not (equals and all(key.split("."))):
         raise RecipeError(f"--set {text!r} is not key=value", where="--set", fix=example)
     try:
-        return key.split("."), yaml.safe_load(value)
+        return Setting(key, yaml.safe_load(value), f"--set {text}")
     except yaml.YAMLError:
         raise RecipeError(f"--set {text!r}: the value is not valid YAML", where="--set", fix=example) from None
 
 
-def _assign(data: Any, override: str) -> Place:
+def _assign(data: Any, setting: Setting) -> Place:
     """Set one value in a recipe's data, which this module has parsed itself, and return its place."""
-    steps, value = _override(override)
+    steps = setting.key.split(".")
     place: Place = ()
     for number, step in enumerate(steps, start=1):
         if isinstance(data, list) and step.isdigit() and int(step) < len(data):
@@ -156,9 +183,10 @@ def _assign(data: Any, override: str) -> Place:
         else:
             above = ".".join(steps[: number - 1]) or "the recipe"
             fix = "Name a key of the recipe, or the number of an item in a list, from 0."
-            raise RecipeError(f"--set {override!r}: {above} has no {step!r}", where="--set", fix=fix)
+            cause, option = f"{setting.label}: {above} has no {step!r}", setting.label.partition(" ")[0]
+            raise RecipeError(cause, where=option, fix=fix)
         if number == len(steps):
-            data[place[-1]] = value
+            data[place[-1]] = setting.value
         else:
             data = data.setdefault(step, {}) if isinstance(data, dict) else data[int(step)]
     return place
@@ -168,7 +196,7 @@ def _where(place: Place, source: str, lines: dict[Place, str]) -> str:
     """Return the line of a place, or of the nearest place above it that stands in the file."""
     for length in range(len(place), -1, -1):
         if place[:length] in lines:
-            return f"{lines[place[:length]]}: {'.'.join(str(part) for part in place)}"
+            return ": ".join([lines[place[:length]], *([".".join(str(part) for part in place)] if place else [])])
     return source
 
 
@@ -184,7 +212,7 @@ def _problem(schema: type[Part], item: Any, source: str, lines: dict[Place, str]
     message = item["msg"].replace("Input should", "it should").replace("Value error, ", "")
     message = re.sub(r" or instance of \w+$| after validation, not 0", "", message).replace("Tuple should", "it should")
     cause = message if item["type"] == "value_error" else f"{name} = {item['input']!r}: {message}"
-    return RecipeError(cause, where=where, fix="Correct the value.")
+    return RecipeError(cause, where=where, fix=item.get("ctx", {}).get("fix", "Correct the value."))
 
 
 def fields_at(place: Place, schema: type[Part] = Recipe) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from evomerge.recipe.schema import Count, OperatorSpec, Part, TaskSpec
+
+Weights = tuple[FiniteFloat, ...]
 
 
 class MergeRecipe(Part):
@@ -16,12 +20,12 @@ class MergeRecipe(Part):
     """Adapters (PEFT folders or hub names) or full models, all of one kind."""
     method: OperatorSpec = OperatorSpec(name="linear")
     """How they are merged; see `evomerge ls operators`."""
-    weights: tuple[FiniteFloat, ...] | None = None
+    weights: Weights | None = None
     """One for each expert; by default 1/n each."""
     space: Literal["auto", "subspace", "factors", "dense"] = "auto"
     """`auto` is `subspace` for adapters and `dense` for full models."""
     post_merge: tuple[OperatorSpec, ...] = ()
-    """Hooks after the merge, in order."""
+    """Hooks after the merge, in order; in `dense` each acts on one tensor at a time."""
     base: str | None = None
     """The base model: full models become task vectors against it; adapters name their own."""
     into_base: bool = False
@@ -30,15 +34,51 @@ class MergeRecipe(Part):
     """Rank of the merged adapter; by default the exact one (in `dense`, the sum of the experts' ranks)."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Of a full model's floats; by default as they are stored."""
-    fitness: tuple[TaskSpec, ...] = ()
+    fitness: Annotated[tuple[TaskSpec, ...], Field(validate_default=True)] = ()
     """Tasks that decide who joins a `greedy_soup`; scored on their search split."""
     seed: Annotated[int, Field(ge=0)] = 0
     """The root of all randomness."""
 
-    @model_validator(mode="after")
-    def _counts_agree(self) -> MergeRecipe:
-        if self.weights is not None and len(self.weights) != len(self.experts):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.experts)} experts")
-        if (self.method.name == "greedy_soup") != bool(self.fitness):
-            raise ValueError("`fitness` and the method `greedy_soup` need each other")
-        return self
+    @field_validator("weights")
+    @classmethod
+    def _one_for_each(cls, weights: Weights | None, others: ValidationInfo) -> Weights | None:
+        _plain(weights, "weights", others.data)
+        experts = others.data.get("experts", ())
+        if weights is not None and experts and len(weights) != len(experts):
+            cause, fix = (
+                f"{len(weights)} weights for {len(experts)} experts",
+                "Give one weight for each, in their order.",
+            )
+            raise PydanticCustomError("value_error", cause, {"fix": fix})
+        return weights
+
+    @field_validator("post_merge", "into_base")
+    @classmethod
+    def _of_plain_methods(cls, value: Any, others: ValidationInfo) -> Any:
+        _plain(value, str(others.field_name), others.data)
+        return value
+
+    @field_validator("fitness")
+    @classmethod
+    def _for_soups(cls, fitness: tuple[TaskSpec, ...], others: ValidationInfo) -> tuple[TaskSpec, ...]:
+        method = others.data.get("method")
+        if method and method.name == "greedy_soup" and not fitness:
+            fix = "Name the fitness files that decide who joins: --fitness capitals (see `evomerge ls fitness`)."
+            raise PydanticCustomError("value_error", "greedy_soup needs a fitness", {"fix": fix})
+        if method and method.name != "greedy_soup" and fitness:
+            cause = f"{method.name} takes no fitness; only greedy_soup does"
+            raise PydanticCustomError("value_error", cause, {"fix": "Leave it out."})
+        return fitness
+
+
+_WITHOUT: Mapping[str, tuple[str, ...]] = {
+    "emr": ("weights", "post_merge", "into_base"),
+    "greedy_soup": ("weights", "post_merge"),
+}
+
+
+def _plain(value: Any, name: str, others: Mapping[str, Any]) -> None:
+    """Raise if a method is given what it has no use for: it is refused rather than silently left out."""
+    method = others.get("method")
+    if value and method and name in _WITHOUT.get(method.name, ()):
+        raise PydanticCustomError("value_error", f"{method.name} takes no `{name}`", {"fix": "Leave it out."})

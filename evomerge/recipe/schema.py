@@ -57,8 +57,8 @@ class TaskSpec(Part):
 class SpaceSpec(Part):
     """The genome space."""
 
-    name: Literal["subspace", "factors"] = "subspace"
-    """`subspace` (exact on delta-weights) or `factors` (entries of A and B, as GENOME publishes)."""
+    name: Literal["subspace", "factors", "dense"] = "subspace"
+    """`subspace` (exact on delta-weights), `factors` (A and B, as GENOME publishes), `dense` (delta-weights: large)."""
 
 
 class FoundersSpec(Part):

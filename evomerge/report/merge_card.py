@@ -18,11 +18,10 @@ class MergeFacts:
 
     Attributes:
         title: the card's heading.
-        kind: what was written.
         base: the base model as transformers loads it, ``None`` if none was named.
         base_model: its hub name, ``None`` if it has none.
         method: name and parameters on one line.
-        experts: name and weight of each.
+        experts: name and weight of each; the weight is ``None`` where there are none.
         hooks: name and parameters of each, in order.
         space: in which the arithmetic was done.
         recipe_text: YAML that makes this merge again.
@@ -33,11 +32,10 @@ class MergeFacts:
     """
 
     title: str
-    kind: str
     base: str | None
     base_model: str | None
     method: str
-    experts: Sequence[tuple[str, float]]
+    experts: Sequence[tuple[str, float | None]]
     hooks: Sequence[str]
     space: str
     recipe_text: str
@@ -59,10 +57,9 @@ def merge_card(facts: MergeFacts) -> str:
         "[evomerge](https://github.com/evomerge/evomerge); no training was done on the merge.",
         *([residual_note(facts.residual, facts.rank)] if facts.rank else []),
         *facts.numbers,
-        "## Experts\n\n| expert | weight |\n| --- | ---: |\n"
-        + "\n".join(f"| {cell(name)} | {weight:.6g} |" for name, weight in facts.experts),
+        f"## Experts\n\n{_experts(facts.experts)}",
         f"## How to use\n\n{_usage(facts)}",
-        *([_views(facts.views)] if facts.views else []),
+        *([_views(facts)] if facts.views else []),
         f"## Recipe\n\n`evomerge merge` with this file makes it again.\n\n{fenced(facts.recipe_text, 'yaml')}",
     ]
     return "\n\n".join(sections) + "\n"
@@ -81,6 +78,11 @@ def _front_matter(facts: MergeFacts) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
+def _experts(experts: Sequence[tuple[str, float | None]]) -> str:
+    rows = [f"| {cell(name)} | {'-' if weight is None else f'{weight:.6g}'} |" for name, weight in experts]
+    return "\n".join(["| expert | weight |", "| --- | ---: |", *rows])
+
+
 def _usage(facts: MergeFacts) -> str:
     if facts.rank:
         return adapter_usage(facts.base_model or facts.base or "")
@@ -93,10 +95,10 @@ def _usage(facts: MergeFacts) -> str:
     return fenced(dedent(code), "python")
 
 
-def _views(tasks: Sequence[str]) -> str:
-    listed = "\n".join(f"- {cell(task)}" for task in tasks)
+def _views(facts: MergeFacts) -> str:
+    kind = "an adapter" if facts.rank else "a full model"
+    listed = "\n".join(f"- {cell(task)}" for task in facts.views)
     return (
-        "## Tasks\n\nThe adapter is EMR's unified task vector. Each task takes its own view of it, by the mask and "
-        f"rescaler in `emr/`:\n\n{listed}\n\n"
-        "`evomerge export FOLDER --view TASK -o OUT` writes a view as an adapter of its own."
+        "## Tasks\n\nThese are EMR's unified weights. Each task takes its own view of them, by the mask and rescaler "
+        f"in `emr/`:\n\n{listed}\n\n`evomerge export FOLDER --view TASK -o OUT` writes a view as {kind} of its own."
     )

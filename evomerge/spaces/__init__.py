@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from evomerge.errors import RecipeError, did_you_mean
 from evomerge.experts.pool import Pool
 from evomerge.spaces.base import Exported, GenomeSpace
+from evomerge.spaces.deltas import DenseSpace
 from evomerge.spaces.factors import FactorSpace
 from evomerge.spaces.subspace import Subspace
 
-__all__ = ["SPACES", "Exported", "FactorSpace", "GenomeSpace", "Subspace", "build_space"]
+__all__ = ["SPACES", "DenseSpace", "Exported", "FactorSpace", "GenomeSpace", "Subspace", "build_space"]
 
 SPACES: Mapping[str, Callable[[Pool], GenomeSpace]] = {
+    "dense": DenseSpace.of,
     "factors": FactorSpace.of,
     "subspace": Subspace.of,
 }

@@ -20,6 +20,7 @@ from evomerge.experts.pool import Pool
 from evomerge.spaces.base import Exported, Sides, export_factors, lay_out, one_thread, split, squared_norm
 from evomerge.types import Segment, digest_json
 
+_SHOWN = 12  # names in a message
 _FIX = "Use `space: subspace`, which takes experts of any ranks and modules."
 
 
@@ -49,16 +50,19 @@ class FactorSpace:
         return space
 
     def check(self, adapter: Adapter, elsewhere: str = "in this space") -> None:
-        """Raise ``ExpertError`` with the first module, in sorted order, whose rank is not this space's."""
+        """Raise ``ExpertError`` with the modules, in sorted order, whose rank is not this space's."""
         theirs = _shapes(adapter)
-        for module in sorted({*self.shapes, *theirs}):
-            ours, got = self.shapes.get(module), theirs.get(module)
-            if ours != got:
-                cause = (
-                    f"Space 'factors' needs equal ranks and modules, but {module} has {_rank(got)} in expert "
-                    f"{adapter.name!r} and {_rank(ours)} {elsewhere}"
-                )
-                raise ExpertError(cause, where=f"{adapter.path}: {module}", fix=_FIX)
+        differing = [m for m in sorted({*self.shapes, *theirs}) if self.shapes.get(m) != theirs.get(m)]
+        if not differing:
+            return
+        first, others = differing[0], differing[1:]
+        listed = f"; also differing: {', '.join(others[:_SHOWN])}" if others else ""
+        listed += f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        cause = (
+            f"Space 'factors' needs equal ranks and modules, but {first} has {_rank(theirs.get(first))} in expert "
+            f"{adapter.name!r} and {_rank(self.shapes.get(first))} {elsewhere}{listed}"
+        )
+        raise ExpertError(cause, where=f"{adapter.path}: {first}", fix=_FIX)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +36,7 @@ class Statistics:
         space: digest of the genome space whose segments these are.
         expert: digest of the expert.
         tasks: names of the fitness files.
+        data: digest of the examples.
     """
 
     fisher: Mapping[str, Tensor]
@@ -44,19 +46,18 @@ class Statistics:
     space: str
     expert: str
     tasks: tuple[str, ...]
+    data: str = ""
+
+
+_KINDS = ("fisher", "gram")
+_ABOUT = tuple(field.name for field in fields(Statistics))[len(_KINDS) :]
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> Path:
     """Write ``evomerge_statistics.safetensors`` into the expert's folder; the previous one stays until it is whole."""
     tensors = {f"fisher/{name}": tensor.contiguous() for name, tensor in sorted(statistics.fisher.items())}
     tensors |= {f"gram/{name}": tensor.contiguous() for name, tensor in sorted(statistics.grams.items())}
-    about = {
-        "examples": statistics.examples,
-        "tokens": statistics.tokens,
-        "space": statistics.space,
-        "expert": statistics.expert,
-        "tasks": statistics.tasks,
-    }
+    about = {name: getattr(statistics, name) for name in _ABOUT}
     write_bytes(folder / FILE, safetensors.torch.save(tensors, metadata={"evomerge": json.dumps(about)}))
     return folder / FILE
 
@@ -67,21 +68,42 @@ def read_statistics(folder: Path, segments: Iterable[str] | None = None) -> Stat
     Raises:
         ExpertError: there are none, or the file is not one.
     """
-    path = folder / FILE
-    fix = f"Make them: `evomerge statistics {folder} --fitness NAME`, with all experts of the merge at once."
-    if not path.is_file():
-        raise ExpertError(f"Expert {folder.name!r} has no statistics", where=str(path), fix=fix)
     wanted = None if segments is None else set(segments)
-    found: dict[str, dict[str, Tensor]] = {"fisher": {}, "gram": {}}
+    found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
+    with _opened(folder) as file:
+        about = json.loads((file.metadata() or {}).get("evomerge", "null"))
+        for key in sorted(file.keys()):
+            kind, _, name = key.partition("/")
+            if kind in found and (wanted is None or name in wanted):
+                found[kind][name] = file.get_tensor(key)
+    if not isinstance(about, dict) or about.keys() != set(_ABOUT):
+        cause = f"{FILE} was not written by this version of evomerge"
+        raise ExpertError(cause, where=str(folder / FILE), fix=_fix(folder))
+    return Statistics(found["fisher"], found["gram"], **{**about, "tasks": tuple(about["tasks"])})
+
+
+def segments_of(folder: Path) -> frozenset[str]:
+    """Return the names of the segments that an expert has statistics of; only the file's header is read.
+
+    Raises:
+        ExpertError: there are none, or the file is not one.
+    """
+    with _opened(folder) as file:
+        return frozenset(name for kind, _, name in (key.partition("/") for key in file.keys()) if kind in _KINDS)  # noqa: SIM118
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[Any]:
+    path = folder / FILE
+    if not path.is_file():
+        raise ExpertError(f"Expert {folder.name!r} has no statistics", where=str(path), fix=_fix(folder))
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("evomerge", "null"))
-            for key in sorted(file.keys()):
-                kind, _, name = key.partition("/")
-                if kind in found and (wanted is None or name in wanted):
-                    found[kind][name] = file.get_tensor(key)
+            yield file
     except (SafetensorError, ValueError) as error:
-        raise ExpertError(f"{path.name} is truncated or corrupt ({error})", where=str(path), fix=fix) from None
-    if about is None:
-        raise ExpertError(f"{path.name} was not written by evomerge", where=str(path), fix=fix)
-    return Statistics(found["fisher"], found["gram"], **{**about, "tasks": tuple(about["tasks"])})
+        cause = f"{path.name} is truncated or corrupt ({error})"
+        raise ExpertError(cause, where=str(path), fix=_fix(folder)) from None
+
+
+def _fix(folder: Path) -> str:
+    return f"Make them: `evomerge statistics {folder} --fitness NAME`, with all experts of the merge at once."

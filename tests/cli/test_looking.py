@@ -10,15 +10,16 @@ import yaml
 
 from commands import Commands, parse
 from evomerge.cli import app
-from evomerge.recipe.operators import REGISTRIES
+from evomerge.recipe.operators import LISTED
 from evomerge.recipe.schema import GeneticSpec
 
 VERBS = [str(command.name) for command in app.registered_commands]
-OPERATORS = sorted({name for registry in REGISTRIES.values() for name in registry})
+OPERATORS = sorted({name for registry in LISTED for name in registry})
 
 
 def test_the_verbs() -> None:
-    assert VERBS == ["run", "resume", "train", "check", "score", "statistics", "export", "ls", "new", "explain"]
+    first = ["run", "resume", "train", "check", "merge", "score"]
+    assert [*first, "statistics", "export", "ls", "new", "explain"] == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -48,7 +49,7 @@ def test_ls_shows_everything(evomerge: Commands, ended_run: Path, monkeypatch: p
     found = json.loads(evomerge("ls", "--format", "json").out)
     assert found["recipes"]["quickstart"].startswith("Six real LoRA experts")
     assert found["fitness"].keys() >= {"arithmetic", "capitals", "template"}
-    named = {f"{registry.kind} {name}" for registry in REGISTRIES.values() for name in registry}
+    named = {f"{registry.kind} {name}" for registry in LISTED for name in registry}
     assert found["operators"].keys() == named
     assert found["runs"]["runs/pico"].startswith("generation 2, best 0.")
     assert found["runs"]["runs/pico"].endswith(", finished")
@@ -68,8 +69,8 @@ def test_ls_shows_files_of_the_working_directory_even_empty_ones(evomerge: Comma
 def test_explain_tells_paper_and_parameters(evomerge: Commands, name: str) -> None:
     ended = evomerge("explain", name)
     assert ended.code == 0
-    for registry in REGISTRIES.values():
-        if name in list(registry):
+    for registry in LISTED:
+        if name in registry:
             operator = registry[name]
             assert f"{name} ({registry.kind})" in ended.out
             assert operator.documentation in ended.out

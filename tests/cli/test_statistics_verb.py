@@ -61,7 +61,7 @@ def test_each_expert_on_its_own_task(evomerge: Commands, mine: list[str], tasks:
     for name, task, line, adapter in zip(mine, ("red", "blue"), lines, pool.adapters, strict=True):
         found = read_statistics(Path(name))
         assert (found.examples, found.space, found.expert) == (3, space.digest, adapter.digest)
-        assert [label.partition("@")[0] for label in found.tasks] == [task]
+        assert found.tasks == (task,)
         assert {s.name: s.shape for s in space.segments} == {n: tuple(t.shape) for n, t in found.fisher.items()}
         assert all(float(tensor.min()) >= 0 and float(tensor.max()) > 0 for tensor in found.fisher.values())
         assert line.startswith(name)

@@ -43,7 +43,7 @@ def test_a_minimal_recipe_has_the_defaults() -> None:
         ("stop: {generations: 0}", "greater than or equal to 1", "line 5: stop.generations", "Correct"),
         ("stop: {target: .nan}", "it should be a finite number", "line 5: stop.target", "Correct"),
         ("strategy: {name: swarm}", "it should be 'genetic'", "line 5: strategy.name", "Correct"),
-        ("space: {name: subspce}", "it should be 'subspace' or 'factors'", "line 5: space.name", "Correct"),
+        ("space: {name: subspce}", "it should be 'subspace', 'factors' or 'dense'", "line 5: space.name", "Correct"),
         ("strategy: {crossover: {rate: 1.5}}", "less than or equal to 1", "strategy.crossover.rate", "Correct"),
         ("strategy: {survivors: ties}", "it should be a valid dictionary", "line 5: strategy.survivors", "Correct"),
         (

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from evomerge.errors import EvomergeError, RecipeError
+from evomerge.errors import EvomergeError, Problems
 from evomerge.keys import Key
 from evomerge.types import Segment
 from evomerge.variation.merge import MERGES
@@ -134,7 +134,7 @@ def test_mergekit_keeps_the_l1_norm_of_each_tensor() -> None:
     ],
 )
 def test_a_window_outside_of_0_to_1_is_refused(name: str, params: dict[str, object], message: str, advice: str) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(Problems) as caught:
         merge(name, stack_of(2), [0.5, 0.5], **params)
     assert message in str(caught.value)
     assert f"density = {params['density']}" in str(caught.value)

@@ -39,7 +39,7 @@ MERGES: Registry[..., Tensor] = Registry(
 )
 
 INFORMED: Registry[..., Tensor] = Registry(
-    "merge method with statistics",
+    "informed merge",
     (
         "evomerge.variation.merge.fisher",
         "evomerge.variation.merge.regmean",

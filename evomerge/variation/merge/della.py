@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,12 @@ Compat = Literal["paper", "mergekit"]
 Prune = Callable[[Tensor, Segment], Tensor]
 
 
-@MERGES.register("della", paper=PAPER)
+def _fits(parameters: Mapping[str, Any]) -> None:
+    """Raise ``RecipeError`` if an entry would be kept with a probability outside (0, 1]."""
+    keep_window(parameters["density"], parameters["epsilon"], parameters["compat"])
+
+
+@MERGES.register("della", paper=PAPER, rule=_fits)
 def della(
     stack: Tensor,
     weights: Tensor,
@@ -70,7 +75,7 @@ def della(
     return by_segment(parents, segments, lambda part, segment: _agreeing(prune(part, segment), part, shares)).mul_(lam)
 
 
-@MERGES.register("della_linear", paper=PAPER)
+@MERGES.register("della_linear", paper=PAPER, rule=_fits)
 def della_linear(
     stack: Tensor,
     weights: Tensor,
@@ -103,21 +108,31 @@ def della_linear(
 
 def _magprune(parents: Tensor, density: float, epsilon: float, compat: Compat, key: Key) -> Prune:
     """Return the function that drops and rescales one tensor's part ``[n, m]`` of the parents."""
+    window = keep_window(density, epsilon, compat)
     if density == 1:
         return lambda part, segment: part  # noqa: ARG005
+    drop = random_drop(parents, density, key)
+    return lambda part, segment: _dropped(part, segment, drop, window, compat)
+
+
+def keep_window(density: float, epsilon: float, compat: str) -> tuple[float, float]:
+    """Return the probabilities with which the smallest and the largest entry of a row are kept.
+
+    Raises:
+        RecipeError: one of them is outside (0, 1].
+    """
     half = epsilon / 2 if compat == "paper" else epsilon
-    if density - half <= 0 or density + half > 1:
+    if density < 1 and (density - half <= 0 or density + half > 1):
         raise RecipeError(
             f"density = {density:g} and epsilon = {epsilon:g} would keep entries with probabilities from "
             f"{density - half:g} to {density + half:g}",
             where="epsilon",
             fix=f"Both ends must lie in (0, 1]: with this density, epsilon up to {_widest(density, compat):g}.",
         )
-    drop = random_drop(parents, density, key)
-    return lambda part, segment: _dropped(part, segment, drop, (density - half, density + half), compat)
+    return density - half, density + half
 
 
-def _widest(density: float, compat: Compat) -> float:
+def _widest(density: float, compat: str) -> float:
     half = min(density * 0.99, 1 - density)
     return 2 * half if compat == "paper" else half
 

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge.errors import RunError
 from evomerge.variation.merge import ONE_SHOT
 from evomerge.variation.merge.weights import blocks, checked
+
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,33 @@ def emr(stack: Tensor) -> Unified:
     Raises:
         RunError: the stack has another shape, or no row.
     """
+    elected = elect_unified(stack)
+    return Unified(elected.vector, elected.masks, rescalers(elected.sizes, elected.taken).to(elected.vector.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Elected:
+    """A part of what EMR makes, such as one tensor's: the rescalers need the sums over all parts.
+
+    Attributes:
+        vector: ``[m]``, float32.
+        masks: ``[n, m]``, bool.
+        sizes: ``sum |x_i|`` over the part, ``[n]``, float64.
+        taken: ``sum |masks_i vector|`` over the part, ``[n]``, float64.
+    """
+
+    vector: Tensor
+    masks: Tensor
+    sizes: FloatArray
+    taken: FloatArray
+
+
+def elect_unified(stack: Tensor) -> Elected:
+    """Elect vector and masks of task vectors ``[n, m]``, or of one part of them: all but the last step of `emr`.
+
+    Raises:
+        RunError: the stack has another shape, or no row.
+    """
     parents, _ = checked(stack, torch.ones(stack.shape[:1]))
     n, d = parents.shape
     vector = torch.empty(d, device=parents.device)
@@ -72,13 +102,17 @@ def emr(stack: Tensor) -> Unified:
         sizes += _row_sums(block.abs())
         taken += _row_sums(masks[:, part] * largest)
         start = part.stop
-    scales = np.divide(sizes, taken, out=np.zeros(n), where=taken > 0)
-    return Unified(vector, masks, torch.from_numpy(scales).to(parents.device))
+    return Elected(vector, masks, sizes, taken)
 
 
-def _row_sums(block: Tensor) -> np.ndarray:
+def rescalers(sizes: FloatArray, taken: FloatArray) -> Tensor:
+    """Return ``sizes / taken``, ``[n]``, float64; 0 where nothing is taken."""
+    return torch.from_numpy(np.divide(sizes, taken, out=np.zeros(len(sizes)), where=taken > 0))
+
+
+def _row_sums(block: Tensor) -> FloatArray:
     # numpy in float64: torch splits such a sum over threads; bytes may not depend on their number.
-    sums: np.ndarray = block.cpu().numpy().sum(axis=1, dtype=np.float64)
+    sums: FloatArray = block.cpu().numpy().sum(axis=1, dtype=np.float64)
     return sums
 
 

@@ -7,7 +7,9 @@ and votes on entries in the coordinates of V; `tsv` keeps a part of the directio
 for, and a core has less room.) In `factors` there is no delta-W to decompose.
 
 Directions whose singular value is below 1e-6 of the largest are rounding and left out: their vectors are any that
-LAPACK happens to return. Segments with one axis (biases, norms) are averaged; those with more than two are
+LAPACK happens to return. Segments with one axis (biases, norms) are averaged; so are embeddings and output heads of
+full models, known by their tensor's name: the papers decompose layers, a token's row is looked up and not a direction
+that a layer maps, and an SVD of a whole vocabulary costs more than any layer's. Segments with more than two axes are
 matrices ``[shape[0], -1]``. All is computed in float64, on one thread, so that bytes do not depend on their number.
 """
 
@@ -20,6 +22,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from evomerge.experts.full import is_vocabulary
 from evomerge.keys import Key
 from evomerge.spaces.base import VANISHING, one_thread
 from evomerge.types import Segment
@@ -209,7 +212,7 @@ def _by_matrix(
     shares = normalized(exact)
 
     def part(block: Tensor, segment: Segment) -> Tensor:
-        if len(segment.shape) < 2:
+        if len(segment.shape) < 2 or is_vocabulary(segment.name):
             return weighted_sum(block, shares)
         matrices = block.double().view(len(block), segment.shape[0], -1)
         return merge(matrices, shares.to(matrices.device)).float()
