@@ -211,7 +211,7 @@ def _warn_of_few(found: Statistics, name: str, follow: Follow) -> None:
         enough = math.ceil(widest * found.examples / found.tokens)
         follow.warn(
             f"{name}: {found.tokens:,} tokens for inputs of {widest:,} entries; RegMean's Gram matrices are singular "
-            f"and rest on its `shrink`. About {enough:,} examples would do."
+            f"and rest on its `shrink`. At least {enough:,} examples would be needed."
         )
 
 

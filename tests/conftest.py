@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,18 @@ def model_deltas() -> Deltas:
         }
 
     return deltas
+
+
+@pytest.fixture
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A real file system of its own, to be filled: of 4 MiB, or of the size that the test gives as parameter."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = getattr(request, "param", "4m")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("DISK FULL NOT TESTED with ENOSPC: mounting a tmpfs needs root (EFBIG is tested)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -55,6 +56,29 @@ def test_every_bad_parameter_is_reported_at_once(things: Things) -> None:
 def test_bind_checks_before_the_first_call(things: Things) -> None:
     with pytest.raises(Problems, match=r"scale\.steps = 'many': it should be a valid integer"):
         things["scale"].bind(steps="many")
+
+
+def test_parameters_that_do_not_fit_together_are_refused_like_bad_ones() -> None:
+    registry: Registry[..., int] = Registry("thing", ())
+
+    def fits(parameters: Mapping[str, Any]) -> None:
+        if parameters["low"] > parameters["high"]:
+            raise RecipeError("low is above high", where="low", fix="Swap them.")
+
+    @registry.register("range", paper="none", rule=fits, spaces=("dense", "subspace"))
+    def between(*, low: int = 0, high: int = 1) -> int:
+        """Shapes: none."""
+        return high - low
+
+    assert registry["range"](high=3) == 3
+    with pytest.raises(Problems) as caught:
+        registry["range"].check({"low": 2})
+    assert [(problem.cause, problem.where) for problem in caught.value.problems] == [("low is above high", "low")]
+    registry["range"].check_space("dense")
+    with pytest.raises(RecipeError) as refused:
+        registry["range"].check_space("factors")
+    assert refused.value.cause == "range means nothing in the space 'factors'"
+    assert refused.value.fix == "Use it in the space dense or subspace."
 
 
 def test_an_unknown_name_lists_the_known(things: Things) -> None:

@@ -76,9 +76,10 @@ def must_fetch(spec: str) -> bool:
 
 
 def hub_name(spec: str) -> str | None:
-    """Return the hub name of a base, or ``None`` for a local folder: what a model card may link to."""
+    """Return the hub name of a base, or ``None`` if none is known: what a model card may link to."""
     if spec.startswith(_PREFIX):
-        return WHEELS[spec.removeprefix(_PREFIX)].hub
+        wheel = WHEELS.get(spec.removeprefix(_PREFIX))
+        return wheel.hub if wheel else None
     return None if Path(spec).is_dir() else spec
 
 

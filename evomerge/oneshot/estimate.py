@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from evomerge.experts.adapter import WEIGHTS
 from evomerge.experts.full import is_vocabulary
 from evomerge.keys import Key
 from evomerge.oneshot.adapters import experts_of
@@ -18,8 +19,9 @@ from evomerge.oneshot.models import memory_of, method_of, slots_of
 from evomerge.oneshot.request import AdapterRequest, Request
 from evomerge.spaces import build_space
 from evomerge.spaces.lowrank import randomized_svd
-from evomerge.spaces.statistics import DENSE
+from evomerge.spaces.statistics import DENSE, FILE
 from evomerge.types import Segment
+from evomerge.variation.merge import INFORMED
 from evomerge.variation.merge.emr import emr
 
 _SAMPLE = 1 << 21  # entries of a genome that the measured sample has at most
@@ -77,7 +79,8 @@ def _adapters(request: AdapterRequest) -> Estimate:
         space = build_space(request.space, pool)
         segments, digest = space.segments, space.digest
     rank = recipe.rank or sum(ranks)
-    read = sum(stored.stat().st_size for adapter in pool.adapters for stored in adapter.path.glob("*.safetensors"))
+    files = [WEIGHTS, *([FILE] if recipe.method.name in INFORMED else [])]
+    read = sum((adapter.path / file).stat().st_size for adapter in pool.adapters for file in files)
     written = sum(4 * rank * (outs + ins) for outs, ins in pool.modules.values())
     if request.base:
         base = sum(stored.nbytes for stored in request.base.tensors.values())

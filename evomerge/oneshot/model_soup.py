@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,17 +16,16 @@ from evomerge.experts.full import FullModel
 from evomerge.keys import Key
 from evomerge.oneshot.request import ModelRequest
 from evomerge.spaces.dense import merge_full
-from evomerge.spaces.lowrank import MergeTensor
-from evomerge.types import Outcome, Score
+from evomerge.types import Outcome, Score, Segment
 from evomerge.variation.merge import MERGES
 from evomerge.variation.merge.soup import greedy_soup
 
 
-def brew_models(request: ModelRequest, stage: Callable[[str], None]) -> tuple[Tensor, str]:
-    """Return the weights ``[n]`` of the models in their greedy soup, and in words who is in it.
+def brew_models(request: ModelRequest, stage: Callable[[str], None]) -> tuple[tuple[FullModel, ...], str]:
+    """Return the models in the greedy soup of a request, which is their plain average, and in words who they are.
 
-    A soup of models is an average, so candidates are known by their weights: `greedy_soup` of the rows of an
-    identity matrix. One that is more than a single model is written to the folder for temporary files.
+    Candidates are known by who is in them: `greedy_soup` of the rows of an identity matrix. One that is more than
+    a single model is written to the folder for temporary files.
 
     Raises:
         EvomergeError: no model can be scored, or there is no room for a candidate.
@@ -34,27 +33,29 @@ def brew_models(request: ModelRequest, stage: Callable[[str], None]) -> tuple[Te
     fitness = request.fitness
     assert fitness is not None, "a recipe of a greedy soup has a fitness"
 
-    def value(weights: Tensor) -> float | None:
+    def value(shares: Tensor) -> float | None:
+        models = [model for model, share in zip(request.models, shares, strict=True) if share > 0]
         with tempfile.TemporaryDirectory(prefix="evomerge-soup.") as scratch:
-            outcome = _score(_candidate(request.models, weights, Path(scratch) / "soup"), fitness)
+            outcome = _score(_candidate(models, Path(scratch) / "soup"), fitness)
         stage(f"scored: {f'{100 * outcome.value:.1f} %' if isinstance(outcome, Score) else outcome.message}")
         return outcome.value if isinstance(outcome, Score) else None
 
     soup = greedy_soup(torch.eye(len(request.models)), value)
-    names = [request.models[row].name for row in soup.ingredients]
+    models = tuple(request.models[row] for row in soup.ingredients)
     best = max(found for found in soup.scores if found is not None)
-    return soup.genome, f"In the soup: {', '.join(names)} (search split {100 * best:.1f} %)."
+    names = ", ".join(model.name for model in models)
+    return models, f"In the soup: {names} (search split {100 * best:.1f} %)."
 
 
-def average(weights: Tensor) -> MergeTensor:
-    """Return what makes the weighted average of one tensor's stack ``[n, m]``."""
-    return lambda stack, segment: MERGES["linear"](stack, weights, (segment,), Key(0))
+def average(stack: Tensor, segment: Segment) -> Tensor:
+    """Return the plain average of one tensor's stack ``[n, m]``."""
+    return MERGES["linear"](stack, torch.ones(len(stack)), (segment,), Key(0))
 
 
-def _candidate(models: tuple[FullModel, ...], weights: Tensor, folder: Path) -> Path:
-    if int(weights.count_nonzero()) == 1:
-        return models[int(weights.argmax())].path
-    merge_full(models, None, average(weights), folder)
+def _candidate(models: Sequence[FullModel], folder: Path) -> Path:
+    if len(models) == 1:
+        return models[0].path
+    merge_full(models, None, average, folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 import torch
 
 from evomerge.errors import ExpertError
+from evomerge.experts.full import FullModel
 from evomerge.experts.shards import Slot
 from evomerge.keys import Key
 from evomerge.oneshot.method import Expert, Method, merge_tensor
@@ -49,20 +51,24 @@ def merge_models(request: ModelRequest, facts: MergeFacts, output: Path, follow:
     if request.recipe.method.name == "emr":
         return _unify(request, facts, output, slots, follow)
     if request.recipe.method.name == "greedy_soup":
-        weights, told = brew_models(request, follow.stage)
-        merge, facts = average(weights), replace(facts, numbers=(*facts.numbers, told))
-    else:
-        merge, told = _merge_of(request), f"full model, {facts.method}"
-    merge_full(
-        request.models,
-        request.base,
-        merge,
-        output,
-        dtype=_dtype(request),
-        extra={"README.md": merge_card(facts)},
-        progress=follow.bytes,
-    )
-    return (told,)
+        soup, told = brew_models(request, follow.stage)
+        facts = replace(facts, numbers=(*facts.numbers, told))
+        _write(request, soup, average, facts, output, follow)
+        return (told,)
+    _write(request, request.models, _merge_of(request), facts, output, follow)
+    return (f"full model, {facts.method}",)
+
+
+def _write(
+    request: ModelRequest,
+    models: Sequence[FullModel],
+    merge: MergeTensor,
+    facts: MergeFacts,
+    output: Path,
+    follow: Follow,
+) -> None:
+    card = {"README.md": merge_card(facts)}
+    merge_full(models, request.base, merge, output, dtype=_dtype(request), extra=card, progress=follow.bytes)
 
 
 def _unify(

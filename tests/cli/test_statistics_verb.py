@@ -14,7 +14,7 @@ from commands import Commands
 from evomerge.experts.pool import load_pool
 from evomerge.keys import Key
 from evomerge.spaces import build_space
-from evomerge.spaces.statistics import FILE, read_statistics
+from evomerge.spaces.statistics import FILE, read_statistics, segments_of
 
 FITNESS = """from evomerge import Data, {scorer}
 
@@ -84,11 +84,18 @@ def test_what_is_there_is_kept(evomerge: Commands, mine: list[str], tasks: list[
     assert "loading the base model" not in again.err
     assert made() == before
     files[0].write_bytes(b"torn")
-    assert evomerge(*arguments).code == 0
+    torn = evomerge(*arguments)
+    assert "expert0          has some, replaced: evomerge_statistics.safetensors is truncated or corrupt" in torn.err
     assert [one == other for one, other in zip(made(), before, strict=True)] == [False, True]
-    for changes in (["--force"], ["--examples", "1"], ["--split", "search"], ["--space", "dense"]):
+    for changes, why in (
+        (["--force"], "--force"),
+        (["--examples", "1"], "they were of other examples"),
+        (["--split", "search"], "they were of other examples"),
+        (["--space", "dense"], "they were of another space or pool"),
+    ):
         before = made()
-        assert evomerge(*arguments, *changes).code == 0
+        ended = evomerge(*arguments, *changes)
+        assert f"expert0          has some, replaced: {why}" in ended.err
         assert all(one != other for one, other in zip(made(), before, strict=True)), changes
     assert read_statistics(Path(mine[0])).space == "dense"
 
@@ -96,12 +103,51 @@ def test_what_is_there_is_kept(evomerge: Commands, mine: list[str], tasks: list[
 def test_an_edited_prompt_is_another_task(evomerge: Commands, mine: list[str], tasks: list[Path]) -> None:
     arguments = ["statistics", mine[0], "--fitness", tasks[0], "--examples", "2"]
     evomerge(*arguments)
-    before = read_statistics(Path(mine[0])).tasks
+    before = read_statistics(Path(mine[0]))
     tasks[0].write_text(tasks[0].read_text().replace('prompt="red', 'prompt="der'))
-    assert evomerge(*arguments).code == 0
+    ended = evomerge(*arguments)
+    assert "expert0          has some, replaced: they were of other examples" in ended.err
     found = read_statistics(Path(mine[0]))
-    assert found.examples == 2
-    assert found.tasks != before
+    assert (found.examples, found.tasks, before.tasks) == (2, ("red",), ("red",))
+    assert found.data != before.data
+
+
+def test_too_few_tokens_are_told(evomerge: Commands, mine: list[str], tasks: list[Path]) -> None:
+    few = evomerge("statistics", *mine, "--fitness", tasks[0], "--examples", "1", "--space", "dense")
+    found = read_statistics(Path(mine[1]))
+    enough = -(-32 // found.tokens)
+    assert (
+        f"warning: expert1: {found.tokens} tokens for inputs of 32 entries; RegMean's Gram matrices are singular and "
+        f"rest on its `shrink`. At least {enough} examples would be needed."
+    ) in few.err
+    more = evomerge("statistics", *mine, "--fitness", f"{tasks[0]},{tasks[1]}", "--space", "dense")
+    assert "warning" not in more.err
+
+
+def test_a_file_of_another_version_is_made_anew(evomerge: Commands, mine: list[str], tasks: list[Path]) -> None:
+    import safetensors.torch
+
+    from evomerge.errors import ExpertError
+
+    safetensors.torch.save_file(
+        {"fisher/x": torch.ones(1)}, Path(mine[0], FILE), metadata={"evomerge": '{"examples": 1}'}
+    )
+    with pytest.raises(ExpertError, match="was not written by this version of evomerge"):
+        read_statistics(Path(mine[0]))
+    ended = evomerge("statistics", *mine, "--fitness", tasks[0])
+    assert "expert0          has some, replaced: evomerge_statistics.safetensors was not written by this" in ended.err
+    assert segments_of(Path(mine[0])) == read_statistics(Path(mine[0])).fisher.keys()
+
+
+def test_a_model_without_linear_layers(evomerge: Commands, tasks: list[Path], pico_base: Path) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(pico_base)
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=len(tokenizer))).save_pretrained("gpt2")
+    tokenizer.save_pretrained("gpt2")
+    ended = evomerge("statistics", "gpt2", "--fitness", tasks[0])
+    assert ended.code == 2
+    assert "gpt2 has no linear layers to take statistics of (GPT2LMHeadModel)" in ended.err
 
 
 def test_full_models(

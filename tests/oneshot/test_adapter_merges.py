@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def by_hand(pool: Pool, method: str, space: str) -> dict[str, Tensor]:
         return {module: genomes.delta(child, module) for module in pool.modules}
     merged = {}
     for module, shape in pool.modules.items():
-        stack = torch.stack([adapter.factors[module].delta().flatten() for adapter in pool.adapters])
+        factors = [adapter.factors[module] for adapter in pool.adapters]
+        # To the bit: what is dropped at random is keyed by the parents' entries.
+        stack = torch.stack([((f.scale * f.B) @ f.A).flatten() for f in factors])
         segment = Segment(f"{module}.weight", 0, shape)
         merged[module] = MERGES[method](stack, weights, (segment,), key.at(segment.name, "merge")).view(shape)
     return merged
@@ -206,21 +209,9 @@ def test_a_merge_of_one_is_itself(mixed: list[Path], tmp_path: Path, peft_deltas
 
 
 def test_experts_of_one_name_are_told_apart_by_their_folders(make_adapter: Callable[..., Path], tmp_path: Path) -> None:
-    folders = []
-    for seed, run in enumerate(("first", "second")):
-        folder = tmp_path / run / "best"
-        folder.parent.mkdir()
-        folder.symlink_to(make_adapter(f"{run}-best", seed=seed))
-        folders.append(folder.parent / "best")
-    copies = [tmp_path / "copies" / run / "best" for run in ("first", "second")]
-    for folder, copy in zip(folders, copies, strict=True):
-        copy.mkdir(parents=True)
-        for file in folder.iterdir():
-            (copy / file.name).write_bytes(file.read_bytes())
-    request = resolve_request(MergeRecipe(experts=tuple(map(str, copies)), method={"name": "emr"}))
-    assert request.pool.names == ("first-best", "second-best")
-    run_merge(request, tmp_path / "out", Quiet())
-    assert {path.stem for path in (tmp_path / "out" / "emr").glob("*.safetensors")} >= {"first-best", "second-best"}
+    folders = [shutil.copytree(make_adapter("best", seed=seed), tmp_path / str(seed) / "best") for seed in range(2)]
+    merge(tmp_path / "out", folders, method={"name": "emr"})
+    assert {path.stem for path in (tmp_path / "out" / "emr").glob("*.safetensors")} >= {"0-best", "1-best"}
 
 
 def test_the_unified_adapter_of_emr_is_its_vector(mixed: list[Path], tmp_path: Path, peft_deltas: PeftDeltas) -> None:

@@ -103,10 +103,8 @@ def test_a_vocabulary_is_known_by_its_name(name: str, found: bool) -> None:
     assert is_vocabulary(name) == found
 
 
-@pytest.mark.parametrize("name", sorted(ON_WEIGHTS))
+@pytest.mark.parametrize("name", sorted({*ON_WEIGHTS} & {*MERGES}))
 def test_methods_that_need_no_base(two: list[Path], tmp_path: Path, name: str) -> None:
-    if name in ("fisher", "regmean", "greedy_soup"):
-        pytest.skip("needs data: see tests/cli/test_full_models.py")
     merged(recipe(two, None, name, weights=WEIGHTS.tolist()), tmp_path / "out")
     experts = [state(folder) for folder in two]
     for tensor, found in state(tmp_path / "out").items():
@@ -168,7 +166,7 @@ def test_what_is_for_adapters_is_refused(two: list[Path], option: str, value: ob
 def test_a_merge_that_does_not_fit_into_memory(
     two: list[Path], pico_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evomerge.oneshot.request.available_memory", lambda: 1000)
+    monkeypatch.setattr("evomerge.memory.available_memory", lambda: 1000)
     with pytest.raises(RunError, match=r"The merge needs about 0\.\d GiB of memory; 0\.0 GiB are free"):
         merged(recipe(two, pico_base), tmp_path / "out")
     assert not list(tmp_path.iterdir())

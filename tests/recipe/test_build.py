@@ -46,6 +46,23 @@ def test_a_base_that_is_missing_does_not_hide_the_experts(tmp_path: Path) -> Non
     assert {problem.where for problem in caught.value.problems} == {"base", str(tmp_path / "nowhere")}
 
 
+def test_a_merge_that_means_nothing_in_the_space_is_refused(
+    tmp_path: Path, pico_base: Path, make_adapter: MakeAdapter
+) -> None:
+    path = write_run(tmp_path, pico_base, [make_adapter("one"), make_adapter("two", seed=1)])
+    merges = ["strategy.founders.merge.name=tsv", "strategy.crossover.merge={name: knots_ties}"]
+    merges += ["report.baselines=[{name: linear}, {name: iso_c}]"]
+    build(load_recipe(path, merges))
+    with pytest.raises(Problems) as caught:
+        build(load_recipe(path, [*merges, "space.name=factors"]))
+    assert [(problem.cause, problem.where) for problem in caught.value.problems] == [
+        ("tsv means nothing in the space 'factors'", "strategy.founders.merge.name"),
+        ("knots_ties means nothing in the space 'factors'", "strategy.crossover.merge.name"),
+        ("iso_c means nothing in the space 'factors'", "report.baselines.1.name"),
+    ]
+    assert {problem.fix for problem in caught.value.problems} == {"Use it in the space subspace or dense."}
+
+
 def test_what_is_built(tmp_path: Path, pico_base: Path, make_adapter: MakeAdapter) -> None:
     folders = [make_adapter("one", rank=2), make_adapter("two", rank=4, seed=1)]
     setup = build(resolve(load_recipe(write_run(tmp_path, pico_base, folders))))

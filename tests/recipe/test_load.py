@@ -64,6 +64,12 @@ def test_a_minimal_recipe_has_the_defaults() -> None:
             "line 5: strategy.crossover.merge.density",
             "evomerge explain ties",
         ),
+        (
+            "strategy: {crossover: {merge: {name: della, density: 0.95}}}",
+            "density = 0.95 and epsilon = 0.14 would keep entries with probabilities from 0.88 to 1.02",
+            "line 5: strategy.crossover.merge.epsilon",
+            "epsilon up to 0.1",
+        ),
         ("strategy: {mutation: {sigma: 0}}", "gaussian.sigma = 0", "line 5: strategy.mutation.sigma", "explain"),
         (
             "strategy: {population: 3, survivors: {name: rank, elites: 4}}",

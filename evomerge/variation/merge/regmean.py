@@ -42,6 +42,14 @@ def regmean(
     the correlation matrix is below 1e-6 of the largest) keep the weighted average, which is also taken of
     segments without a Gram matrix: biases, norms, embeddings. Equal parents give themselves.
 
+    M may be several times as large as its parents, and should stay so: where inputs are nearly parallel (a first token
+    whose activation is thousands of times the rest, a large common mean), the little that tells parents' inputs
+    apart is multiplied until each parent's outputs come out. On two rank-8 experts of a 135M model, with 1,900 and
+    3,800 tokens, the norm is 2.4 times their mean at shrink 0.9, 1.2 at 0.5 and 0.8 at 0.1; 0.9 scored as well as
+    0.5, above the average, and below it once `match_norm` had made it small. With fewer tokens than inputs G is
+    singular, and only ``shrink`` bounds M (`dense`, 370 tokens: 45 times): give more examples, or a smaller
+    ``shrink``.
+
     Differs from the paper: weights, and Gram matrices that are means over tokens, not sums, so that no parent
     counts for more by having more data; M acts from the left, as in torch. On `subspace` genomes the inputs are
     V z, and M is the best of all ``U C V``; the best `dense` matrix may use the other inputs too.
