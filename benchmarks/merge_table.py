@@ -253,19 +253,21 @@ class Quiet:
 
     def stage(self, text: str) -> None:
         """What is being done."""
-        del text
 
     def expert(self, name: str, number: int, total: int) -> None:
         """An expert begins."""
-        del name, number, total
 
     def step(self, done: int, total: int) -> None:
         """How far it is."""
-        del done, total
 
     def kept(self, name: str) -> None:
         """They exist already."""
-        del name
+
+    def replaced(self, name: str, why: str) -> None:
+        """Older ones are replaced."""
+
+    def warn(self, text: str) -> None:
+        """Something to know."""
 
 
 if __name__ == "__main__":
