@@ -35,7 +35,7 @@ def test_a_soup_that_is_no_worse_is_kept() -> None:
 
 def test_a_given_order_is_kept_and_may_leave_rows_out() -> None:
     stack = torch.tensor([[2.0, 3.0], [0.0, 2.0], [2.0, 2.0], [11.0, 2.0]])
-    soup = greedy_soup(stack, closeness, order=[3, 0, 2])
+    soup = greedy_soup(stack, closeness, [3, 0, 2])
     assert soup.tried == (3, 0, 2)
     assert soup.ingredients == (3, 0, 2)  # each brings the soup nearer: 100, 30.5, 16 + 1/9
     assert_close(soup.genome, torch.tensor([5.0, 7 / 3]))
@@ -52,7 +52,7 @@ def test_failures_are_skipped(failure: float | None) -> None:
     assert by_score.tried == (1, 2, 0)
     assert by_score.ingredients == (1, 2)
     assert by_score.scores == (-1.0, 0.0, None)
-    given = greedy_soup(stack, score, order=[0, 1, 2])
+    given = greedy_soup(stack, score, [0, 1, 2])
     assert given.ingredients == (1, 2)
     assert given.scores == (None, -1.0, 0.0)
 
@@ -90,7 +90,7 @@ def test_bad_orders_and_pools_that_cannot_be_scored_are_named() -> None:
     stack = torch.zeros(3, 2)
     for order in ([0, 0], [3], [-1]):
         with pytest.raises(RunError, match="is not one of distinct rows of 3 genomes") as caught:
-            greedy_soup(stack, closeness, order=order)
+            greedy_soup(stack, closeness, order)
         assert str(order) in str(caught.value)
     with pytest.raises(RunError, match="None of the 3 genomes of a soup could be scored"):
         greedy_soup(stack, lambda genome: None)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.keys import Key
-from evomerge.types import Segment
+from evomerge.types import Segment, digest_tensor
 from evomerge.variation.merge import MERGES, kernels
 from evomerge.variation.merge.kernels import BLOCK, Drop, compiled, loops, portable
 from evomerge.variation.merge.kernels.base import cut
@@ -134,3 +134,28 @@ def test_blocks_tile_the_parts() -> None:
     assert [start for _, start, _ in blocks[1:]] == [stop for _, _, stop in blocks[:-1]]
     assert blocks[-1][2] == BLOCK * 2 + 30
     assert all(stop - start <= BLOCK and parts[n].start <= start < stop <= parts[n].stop for n, start, stop in blocks)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", tuple(MERGES))
+def test_a_gpu_gives_the_same_result(name: str) -> None:
+    stack, weights = stack_of(4, 3000), torch.tensor([0.3, 0.1, 0.2, 0.4])
+    segments = (Segment("a", 0, (20, 50)), Segment("b", 1000, (2000,)))
+    here = MERGES[name](stack, weights, segments, Key(0))
+    there = MERGES[name](stack.cuda(), weights, segments, Key(0))
+    assert there.is_cuda
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "params"), [("ties", {"density": 0.2}), ("dare_ties", {}), ("linear", {})])
+def test_shares_of_a_large_stack_do_not_depend_on_the_threads(name: str, params: dict[str, object]) -> None:
+    stack, weights = stack_of(2, 1 << 19), torch.tensor([0.6, 0.4])
+    segments = tuple(Segment(str(i), i << 15, (1 << 15,)) for i in range(16))
+    threads, digests = torch.get_num_threads(), set()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            digests.add(digest_tensor(MERGES[name](stack, weights, segments, Key(0), **params)))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(digests) == 1

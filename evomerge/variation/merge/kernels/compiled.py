@@ -18,7 +18,7 @@ import evomerge.variation.merge.kernels.loops as loops
 from evomerge.variation.merge.kernels.base import STEPS, Ballot, Drop, cut
 
 Items = NDArray[np.int64]
-_WORTH_A_THREAD = 1 << 16  # entries; below this, starting threads costs more than it saves
+_WORTH_A_THREAD = 1 << 18  # entries; below this, starting threads costs more than it saves
 
 
 class Compiled:

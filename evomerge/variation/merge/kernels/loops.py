@@ -10,11 +10,20 @@ from numba import njit
 
 from evomerge.variation.merge.kernels.base import STEPS
 
-# Division by zero gives inf or nan, as in numpy; Python's check for it would keep a loop from being vectorised.
-compiled = njit(nogil=True, cache=True, error_model="numpy")
 _CHUNK = 1024  # columns whose temporaries stay in the first-level cache
 _SAMPLE = 1024
 _ABS = np.uint32(0x7FFFFFFF)  # a float32's bits without the sign order as magnitudes do
+
+
+def compiled(function):
+    """Compile without Python's lock, and keep the result on disk where there is a place for it.
+
+    Division by zero gives inf or nan, as in numpy: Python's check for it would keep a loop from being vectorised.
+    """
+    try:
+        return njit(function, nogil=True, error_model="numpy", cache=True)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return njit(function, nogil=True, error_model="numpy")
 
 
 @compiled
