@@ -89,11 +89,6 @@ def mask_file(folder: Path, task: str) -> Path:
     return folder / FOLDER / f"{task}.safetensors"
 
 
-def has_model_views(folder: Path | str) -> bool:
-    """Return whether a folder holds a unified full model."""
-    return (Path(folder) / FOLDER / ABOUT).is_file()
-
-
 def read_model_view(folder: Path, task: str, base: str | None = None) -> ModelView:
     """Return a task's view of a unified model; the base's tensors are read to see that it is the right one.
 

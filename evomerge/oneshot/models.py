@@ -21,6 +21,7 @@ from evomerge.report.merge_card import MergeFacts, merge_card
 from evomerge.spaces.dense import layout, memory_needed, merge_full
 from evomerge.spaces.lowrank import MergeTensor
 from evomerge.spaces.statistics import DENSE, segments_of
+from evomerge.variation.merge import INFORMED
 
 
 class Follow(Protocol):
@@ -102,7 +103,7 @@ def _merge_of(request: ModelRequest) -> MergeTensor:
 
 def method_of(request: ModelRequest) -> Method:
     """Return the method of a request, bound."""
-    informed = request.recipe.method.name in ("fisher", "regmean")
+    informed = request.recipe.method.name in INFORMED
     experts = [Expert(m.name, m.path, m.digest if informed else "") for m in request.models]
     return Method.of(request.recipe, experts, DENSE, DENSE)
 
