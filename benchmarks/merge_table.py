@@ -39,12 +39,13 @@ from evomerge.oneshot.method import Method, TensorSpace
 from evomerge.recipe.build import build, load_model, resolve
 from evomerge.recipe.load import load_recipe
 from evomerge.recipe.merge import MergeRecipe
-from evomerge.recipe.schema import OperatorSpec, Recipe
+from evomerge.recipe.schema import Recipe
 from evomerge.shipped import find
 from evomerge.spaces import build_space
 from evomerge.spaces.base import squared_norm
 from evomerge.spaces.lowrank import dense_deltas, dense_shape, randomized_svd
 from evomerge.spaces.statistics import DENSE
+from evomerge.specs import OperatorSpec
 from evomerge.statistics_run import statistics
 from evomerge.types import Score, Segment
 from evomerge.variation.hooks.apply import Hook, apply_hooks, bind_hook

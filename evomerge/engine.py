@@ -1,9 +1,9 @@
 """The loop, the only place where search meets evaluation:
 
 state = latest checkpoint, or founders scored
-while not stop(state):
-    births   = strategy.ask(state, key)                # variation: merge, mutate
-    outcomes = scoring(births, "search")               # the cache first
+while not stop(state, spent):
+    births   = strategy.ask(state, key)                # variation: merge, mutate, move
+    outcomes = objective(scoring(births, "search"))    # the cache first, and no more than the budget
     state    = strategy.tell(state, births, outcomes)  # selection
     checkpoint(state)                                  # atomic
     publish(state)                                     # best/ is always current
@@ -21,25 +21,9 @@ from evomerge.checkpoint.scoring import Scored, Scoring
 from evomerge.errors import RunError
 from evomerge.keys import Key
 from evomerge.spaces.base import GenomeSpace
-from evomerge.strategies.base import Experts, Strategy, empty_state
-from evomerge.types import Births, Failure, Score, State
-
-
-@dataclass(frozen=True)
-class Stop:
-    """When the search ends; whichever comes first."""
-
-    generations: int
-    patience: int | None = None
-    target: float | None = None
-
-    def reason(self, state: State) -> str | None:
-        """Return why the search ends here, or ``None`` if it goes on."""
-        if self.target is not None and state.best and state.best.score.value >= self.target:
-            return f"fitness {self.target:g} reached"
-        if self.patience is not None and state.stalled >= self.patience:
-            return f"no new best for {state.stalled} generations"
-        return f"{self.generations} generations done" if state.generation >= self.generations else None
+from evomerge.stop import Cost, Stop, spent
+from evomerge.strategies.base import Strategy, empty_state
+from evomerge.types import Births, Failure, Outcome, Score, State
 
 
 class Watch(Protocol):
@@ -56,13 +40,25 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Search:
-    """A strategy, the experts it starts from, and what it needs to run."""
+    """A strategy and what it needs to run.
+
+    Attributes:
+        strategy: who asks and is told.
+        space: what genomes mean.
+        scoring: the evaluator behind the outcome cache.
+        objective: from the tasks' scores to the one number that the strategy sees.
+        stop: when the search ends.
+        each: what one evaluation costs; so many fit into what is left of a budget.
+        key: the root of all randomness.
+        publish: called with the state after every generation.
+    """
 
     strategy: Strategy
-    experts: Experts
     space: GenomeSpace
     scoring: Scoring
+    objective: Callable[[Outcome], Outcome]
     stop: Stop
+    each: Cost
     key: Key
     publish: Callable[[State], None]
 
@@ -71,21 +67,31 @@ class Search:
         state = folder.latest() or empty_state(self.space.dimension)
         if state.best:
             self.publish(state)
-        while state.best is None or self.stop.reason(state) is None:
-            state = self._generation(state, folder, watch)
-        folder.ledger.record({"event": "stop", "generation": state.generation, "reason": self.stop.reason(state)})
+        while (reason := self._stops(state, folder)) is None:
+            key = self.key.at("generation", state.generation + 1)
+            births = self.strategy.ask(state, key) if state.best else self.strategy.init(key)
+            if births is None:
+                reason = "the strategy has nothing more to try"
+                break
+            state = self._generation(state, births, key, folder, watch)
+        total = spent(folder.ledger, state.generation)
+        event = {"event": "stop", "generation": state.generation, "reason": reason}
+        folder.ledger.record(event | {"examples": total.examples, "tokens": total.tokens}, {"seconds": total.seconds})
         return state
 
-    def _generation(self, state: State, folder: RunFolder, watch: Watch) -> State:
+    def _stops(self, state: State, folder: RunFolder) -> str | None:
+        return self.stop.reason(state, spent(folder.ledger, state.generation), self.each) if state.best else None
+
+    def _generation(self, state: State, births: Births, key: Key, folder: RunFolder, watch: Watch) -> State:
         number = state.generation + 1
-        key = self.key.at("generation", number)
-        births = self.strategy.ask(state, key) if state.best else self.strategy.init(self.experts, key)
-        folder.store.put_stack(births.genomes)
-        scored = self.scoring.score(births.genomes, "search", number, watch.tick)
-        self._record_births(folder, number, births, scored)
-        state = self.strategy.tell(state, births, [one.outcome for one in scored], key)
+        folder.store.put_stack(births.genomes, births.digests)
+        limit = self.stop.fitting(spent(folder.ledger, state.generation), self.each)
+        scored = self.scoring.score(births.genomes, "search", number, watch.tick, births.digests, limit)
+        outcomes = [self.objective(one.outcome) for one in scored]
+        self._record_births(folder, number, births, scored, outcomes)
+        state = self.strategy.tell(state, births, outcomes, key)
         if state.best is None:
-            failures = [one.outcome for one in scored if isinstance(one.outcome, Failure)]
+            failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
             raise RunError(
                 f"no founder could be scored; the first failed with {failures[0].kind}: {failures[0].message}",
                 where=str(folder.path / "ledger.jsonl"),
@@ -98,9 +104,13 @@ class Search:
         watch.generation(event)
         return state
 
-    def _record_births(self, folder: RunFolder, number: int, births: Births, scored: Sequence[Scored]) -> None:
-        rows = zip(births.genomes, births.digests, births.origins, scored, strict=True)
-        for row, (genome, digest, origin, one) in enumerate(rows):
+    def _record_births(
+        self, folder: RunFolder, number: int, births: Births, scored: Sequence[Scored], outcomes: Sequence[Outcome]
+    ) -> None:
+        rows = zip(births.genomes, births.digests, births.origins, scored, outcomes, strict=True)
+        for row, (genome, digest, origin, one, outcome) in enumerate(rows):
+            if one.unscored:
+                continue
             # The row tells equal siblings apart.
             event: dict[str, Any] = {"event": "birth", "generation": number, "row": row, "individual": digest}
             event |= {
@@ -109,16 +119,18 @@ class Search:
                 "details": dict(origin.details),
             }
             event |= {"norm": self.space.norm(genome), "saved": one.saved}
-            if isinstance(one.outcome, Score):
-                event |= {"fitness": one.outcome.value, "tasks": dict(one.outcome.tasks)}
+            if isinstance(outcome, Score):
+                event |= {"fitness": outcome.value, "tasks": dict(outcome.tasks)}
             else:
-                event |= {"failure": one.outcome.kind, "message": one.outcome.message}
+                event |= {"failure": outcome.kind, "message": outcome.message}
             folder.ledger.record(event, {"seconds": round(one.seconds, 3)})
 
     def _summary(self, state: State, scored: Sequence[Scored]) -> dict[str, Any]:
         assert state.best is not None, "checked by the caller"
-        fitness = [member.score.value for member in state.members]
-        examples = [one.outcome.examples.values() for one in scored if isinstance(one.outcome, Score) and not one.saved]
+        fitness = [member.score.value for member in state.members] or [state.best.score.value]
+        tried = [one for one in scored if not one.unscored]
+        new = [one for one in tried if not one.saved]
+        cost = Cost.of(one.outcome for one in new)
         return {
             "event": "generation",
             "generation": state.generation,
@@ -127,9 +139,11 @@ class Search:
             "best_fitness": state.best.score.value,
             "mean_fitness": math.fsum(fitness) / len(fitness),
             "best_norm": self.space.norm(state.tensors["best"][0]),
-            "births": len(scored),
-            "evaluated": sum(not one.saved for one in scored),
-            "saved": sum(one.saved for one in scored),
-            "failed": sum(isinstance(one.outcome, Failure) for one in scored),
-            "examples": sum(len(rows) for task in examples for rows in task),
+            "births": len(tried),
+            "evaluated": len(new),
+            "saved": len(tried) - len(new),
+            "failed": sum(isinstance(one.outcome, Failure) for one in tried),
+            "unscored": len(scored) - len(tried),
+            "examples": cost.examples,
+            "tokens": cost.tokens,
         }

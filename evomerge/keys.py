@@ -52,6 +52,16 @@ class Key:
             random.setstate(before)
 
     @contextmanager
+    def global_numpy(self) -> Iterator[None]:
+        """Seed numpy's global generator from this key inside the block, and restore it after (for DEAP's CMA-ES)."""
+        before = np.random.get_state()  # noqa: NPY002 - it is the global one that DEAP uses
+        np.random.seed(self.integer() % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
+
+    @contextmanager
     def global_torch(self) -> Iterator[None]:
         """Seed torch's global generator from this key inside the block, and restore it after (for PEFT)."""
         with torch.random.fork_rng(devices=[]):

@@ -22,14 +22,16 @@ from evomerge.checkpoint.run import (
     refuse_existing,
 )
 from evomerge.checkpoint.scoring import Scoring
-from evomerge.engine import Search, Stop, Watch
-from evomerge.errors import FitnessError, RunError
+from evomerge.engine import Search, Watch
+from evomerge.errors import FitnessError, RecipeError, RunError
+from evomerge.evaluation.objective import Objective, references_of
 from evomerge.outputs import final_report, publish_best
 from evomerge.plan import Plan, make_plan
 from evomerge.recipe.build import Setup, build, build_evaluator, resolve
-from evomerge.recipe.load import parse_recipe
+from evomerge.recipe.load import parse_recipe, recipe_data
 from evomerge.recipe.schema import Recipe
 from evomerge.report.table import FinalTable
+from evomerge.stop import Cost, Stop
 from evomerge.types import Failure, Score, State
 
 
@@ -116,20 +118,17 @@ def read_recipe(folder: Path) -> Recipe:
 
 def recipe_text(recipe: Recipe) -> str:
     """Return a recipe as YAML; reading it gives an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(recipe_data(recipe), sort_keys=False, allow_unicode=True)
 
 
 def manifest(setup: Setup) -> dict[str, Any]:
     """Return everything that must not change between launch and resume."""
-    # Without hooks nothing is said of them, so that runs from before there were any can be resumed.
-    hooks = {hook.name: hook.digest for hook in setup.hooks if hook.digest}
-    unsaid = {"train"} if setup.hooks else {"train", "post_merge"}
     return {
-        "recipe": setup.recipe.model_dump(mode="json", exclude=unsaid),
+        "recipe": setup.recipe.model_dump(mode="json", exclude={"train"}),
         "fitness": {task.name: {"file": str(task.source), "digest": task.digest} for task in setup.fitness.tasks},
         "experts": {adapter.name: adapter.digest for adapter in setup.pool.adapters},
         "space": setup.space.digest,
-        **({"hooks": hooks} if hooks else {}),
+        "user_files": setup.user_files,
     }
 
 
@@ -138,17 +137,17 @@ def _run(setup: Setup, path: Path, console: Console) -> Finished:
     console.stage("loading the base model")
     scoring = Scoring(build_evaluator(setup), setup.fitness, run.outcomes, setup.conditions)
     text = recipe_text(setup.recipe)
-    stop = setup.recipe.stop
+    base = _start(setup, run, scoring, console)
     search = Search(
         strategy=setup.strategy,
-        experts=setup.experts,
         space=setup.space,
         scoring=scoring,
-        stop=Stop(stop.generations, stop.patience, stop.target),
+        objective=_objective(setup, base, run, scoring, console).apply,
+        stop=Stop(**setup.recipe.stop.model_dump()),
+        each=_each(setup, base),
         key=setup.key,
         publish=lambda state: publish_best(path / "best", setup, state, text),
     )
-    _start(setup, run, scoring, console)
     if (latest := run.latest()) is not None:
         console.stage(f"continuing after generation {latest.generation}")
     state = search.run(run, console)
@@ -157,7 +156,7 @@ def _run(setup: Setup, path: Path, console: Console) -> Finished:
     return Finished(path, setup, state, table, verdict)
 
 
-def _start(setup: Setup, run: RunFolder, scoring: Scoring, console: Console) -> None:
+def _start(setup: Setup, run: RunFolder, scoring: Scoring, console: Console) -> Score:
     """Score the base, which shows that the fitness works and what an evaluation takes, and tell the plan."""
     recipe = setup.recipe
     event = {"event": "start", "run": recipe.name, "seed": recipe.seed, "experts": list(setup.pool.names)}
@@ -167,6 +166,38 @@ def _start(setup: Setup, run: RunFolder, scoring: Scoring, console: Console) -> 
     run.ledger.record({"event": "base", "fitness": score.value, "tasks": dict(score.tasks)}, {"seconds": base.seconds})
     seconds = next(clock["seconds"] for clock in run.ledger.clocks() if "seconds" in clock)
     console.plan(make_plan(setup, score, seconds))
+    return score
+
+
+def _objective(setup: Setup, base: Score, run: RunFolder, scoring: Scoring, console: Console) -> Objective:
+    """Return how the tasks' scores become one number; for a normalised one, the experts are scored first."""
+    references = None
+    if setup.recipe.objective.normalize == "best_expert":
+        console.stage("scoring the experts, which the objective is normalised by")
+        scored = scoring.score(setup.experts.genomes, "search", -1, console.tick)
+        outcomes = [one.outcome for one in scored]
+        cost = Cost.of(outcomes)
+        references = references_of(base, [outcome for outcome in outcomes if isinstance(outcome, Score)])
+        event = {"event": "references", "tasks": {task: list(pair) for task, pair in references.items()}}
+        seconds = {"seconds": round(sum(one.seconds for one in scored), 3)}
+        run.ledger.record(event | {"examples": cost.examples, "tokens": cost.tokens}, seconds)
+    spec = setup.recipe.objective
+    objective = Objective(spec.name, setup.fitness.shares(base.tasks), spec.parameters, references)
+    objective.check(base)
+    return objective
+
+
+def _each(setup: Setup, base: Score) -> Cost:
+    """Return what one evaluation costs; a budget that does not reach for one is an error."""
+    each = Cost.of([base])
+    for unit, budget, one in (
+        ("examples", setup.recipe.stop.examples, each.examples),
+        ("tokens", setup.recipe.stop.tokens, each.tokens),
+    ):
+        if budget is not None and budget < one:
+            cause = f"a budget of {budget} {unit} does not reach for one evaluation, which takes {one}"
+            raise RecipeError(cause, where=f"stop.{unit}", fix="Give a larger budget.")
+    return each
 
 
 def _scored(outcome: Score | Failure) -> Score:

@@ -15,12 +15,13 @@ from evomerge.experts.base import hub_name
 from evomerge.experts.save import save_adapter
 from evomerge.files import write_json, write_text
 from evomerge.recipe.build import Setup, operator
+from evomerge.recipe.schema import EnsembleSpec
 from evomerge.report.card import model_card
 from evomerge.report.html import write_html
 from evomerge.report.plots import final_plot, progress_plot
 from evomerge.report.table import FinalTable, Kind, Row, markdown_table, table_json, verdict
 from evomerge.spaces.base import Exported
-from evomerge.types import Individual, Score, State
+from evomerge.types import Failure, Individual, Score, State
 
 
 def publish_best(folder: Path, setup: Setup, state: State, recipe_text: str, final: FinalTable | None = None) -> None:
@@ -83,7 +84,7 @@ def final_report(
 
 
 def final_table(setup: Setup, run: RunFolder, scoring: Scoring, state: State, tick: Tick) -> FinalTable:
-    """Score base, experts, uniform merges and the evolved adapter on the final split."""
+    """Score base, experts, uniform merges, the evolved adapter and the ensemble on the final split."""
     contenders = _contenders(setup, state)
     genomes = torch.stack([genome for _, _, genome in contenders])
     rows: list[Row] = []
@@ -97,6 +98,8 @@ def final_table(setup: Setup, run: RunFolder, scoring: Scoring, state: State, ti
             run.ledger.record({**event, "fitness": outcome.value, "tasks": dict(outcome.tasks)})
         else:
             run.ledger.record({**event, "failure": outcome.kind, "message": outcome.message})
+    if setup.recipe.report.ensemble:
+        rows += _ensemble(setup.recipe.report.ensemble, run, scoring, state)
     if not any(row.kind == "evolved" for row in rows):
         raise FitnessError(
             "the evolved adapter could not be scored on the final split",
@@ -105,6 +108,25 @@ def final_table(setup: Setup, run: RunFolder, scoring: Scoring, state: State, ti
         )
     tasks = tuple(rows[0].score.tasks)
     return FinalTable(tuple(rows), tasks, setup.fitness.shares(tasks))
+
+
+def _ensemble(spec: EnsembleSpec, run: RunFolder, scoring: Scoring, state: State) -> list[Row]:
+    """Score the fittest of the last population together; who they are is fixed by the search split."""
+    rows = fittest(state, spec.size)
+    name = f"{spec.combine} of {len(rows)}"
+    event = {"event": "final", "row": name, "members": [state.members[row].digest for row in rows]}
+    outcome = scoring.together(state.population[rows], "final", state.generation, spec.combine)
+    if isinstance(outcome, Failure):
+        run.ledger.record({**event, "failure": outcome.kind, "message": outcome.message})
+        return []
+    run.ledger.record({**event, "fitness": outcome.value, "tasks": dict(outcome.tasks)})
+    return [Row(name, "ensemble", outcome, None)]
+
+
+def fittest(state: State, count: int) -> list[int]:
+    """Return the rows of the ``count`` fittest members, the fittest first, ties by their place."""
+    values = [member.score.value for member in state.members]
+    return sorted(range(len(values)), key=lambda row: (-values[row], row))[:count]
 
 
 def _contenders(setup: Setup, state: State) -> Sequence[tuple[str, Kind, torch.Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evomerge.recipe.build import Setup
+from evomerge.stop import Cost
 from evomerge.types import Score
 
 
@@ -19,8 +20,9 @@ class Plan:
         modules: adapted modules.
         tasks: (name, search examples, final examples) of each; 0 where a plain function does not tell.
         founders: genomes scored first.
-        generations: at most.
         births: genomes scored in a generation, on average.
+        evaluations: on the search split, at most.
+        limits: what ends the search, whichever comes first.
         base: fitness of the base model on the search split.
         seconds_each: seconds of one evaluation on the search split, measured on the base.
         seconds: expected for the whole run, the final table included.
@@ -33,29 +35,25 @@ class Plan:
     modules: int
     tasks: tuple[tuple[str, int, int], ...]
     founders: int
-    generations: int
     births: float
+    evaluations: int
+    limits: tuple[str, ...]
     base: float
     seconds_each: float
     seconds: float
     post_merge: tuple[str, ...] = ()
-
-    @property
-    def evaluations(self) -> int:
-        """Return the number of evaluations on the search split that are expected at most."""
-        return round(self.founders + self.generations * self.births)
 
 
 def make_plan(setup: Setup, base: Score, seconds_each: float) -> Plan:
     """Return the plan, given the base's score and how long it took."""
     recipe, space, experts = setup.recipe, setup.space, setup.experts
     tasks = tuple((task.name, task.examples("search"), task.examples("final")) for task in setup.fitness.tasks)
-    founders = len(setup.strategy.init(experts, setup.key.at("generation", 0)).origins)
+    founders = len(setup.strategy.init(setup.key.at("generation", 0)).origins)
     births = setup.strategy.births_per_generation()
+    evaluations = _evaluations(setup, Cost.of([base]), seconds_each, founders, births)
     # A longer final split makes its evaluations longer in proportion; without counts, take them as equal.
     longer = sum(final for _, _, final in tasks) / (sum(search for _, search, _ in tasks) or 1) or 1.0
     rows = 2 + len(experts.names) + len(recipe.report.baselines)
-    evaluations = founders + recipe.stop.generations * births
     return Plan(
         experts=tuple(
             (adapter.name, max(f.A.shape[0] for f in adapter.factors.values()), space.norm(genome))
@@ -66,10 +64,23 @@ def make_plan(setup: Setup, base: Score, seconds_each: float) -> Plan:
         modules=len(space.modules),
         tasks=tasks,
         founders=founders,
-        generations=recipe.stop.generations,
         births=births,
+        evaluations=evaluations,
+        limits=tuple(f"{name} {limit:g}" for name, limit in recipe.stop if limit is not None),
         base=base.value,
         seconds_each=seconds_each,
         seconds=seconds_each * (evaluations + rows * longer),
         post_merge=tuple(spec.text for spec in recipe.post_merge),
     )
+
+
+def _evaluations(setup: Setup, each: Cost, seconds_each: float, founders: int, births: float) -> int:
+    """Return how many evaluations fit into every limit of the recipe."""
+    stop = setup.recipe.stop
+    counts = [
+        founders + stop.generations * births if stop.generations else None,
+        stop.examples / each.examples if stop.examples else None,
+        stop.tokens / each.tokens if stop.tokens and each.tokens else None,
+        stop.seconds / seconds_each if stop.seconds and seconds_each else None,
+    ]
+    return round(min(count for count in counts if count is not None))

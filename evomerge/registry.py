@@ -53,6 +53,10 @@ class Operator(Generic[P, R]):
             raise Problems([error]) from None
         return checked
 
+    def spelled_out(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the checked parameters as plain JSON values, defaults filled in: what a run remembers."""
+        return self.schema(**self.check(parameters)).model_dump(mode="json")
+
     def check_space(self, space: str) -> None:
         """Raise ``RecipeError`` if the operator means nothing in a genome space."""
         if self.spaces and space not in self.spaces:
@@ -70,16 +74,36 @@ class Operator(Generic[P, R]):
 
     def _problem(self, item: Any) -> RecipeError:
         name = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            hint = did_you_mean(name, self.schema.model_fields)
-            return RecipeError(f"{self.name} has no parameter {name!r}", where=name, fix=hint)
-        message = re.sub(r"^Input should", "it should", item["msg"])
         fix = f"See `evomerge explain {self.name}`."
+        if item["type"] == "extra_forbidden":
+            hint = did_you_mean(str(item["loc"][-1]), fields_at(item["loc"][:-1], self.schema))
+            return RecipeError(f"{self.name} has no parameter {name!r}", where=name, fix=hint)
+        if item["type"] == "value_error":
+            return RecipeError(item["msg"].removeprefix("Value error, "), where=name, fix=fix)
+        message = re.sub(r"^Input should", "it should", item["msg"])
         return RecipeError(f"{self.name}.{name} = {item['input']!r}: {message}", where=name, fix=fix)
 
 
+def part_of(annotation: Any) -> Any:
+    """Return the pydantic model inside an annotation like ``tuple[TaskSpec, ...]`` or ``TrainSpec | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (part_of(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((part for part in inner if part is not None), None)
+
+
+def fields_at(place: Iterable[str | int], schema: Any) -> list[str]:
+    """Return the keys that data of a schema may have at a place."""
+    for step in place:
+        if isinstance(step, int) or not hasattr(schema, "model_fields"):
+            continue
+        field = schema.model_fields.get(step)
+        schema = part_of(field.annotation) if field else schema
+    return list(schema.model_fields) if hasattr(schema, "model_fields") else []
+
+
 def schema_of(function: Callable[..., Any]) -> type[BaseModel]:
-    """Return the schema of a function's keyword-only parameters.
+    """Return the schema of the keyword-only parameters of a function, or of a class.
 
     Raises:
         TypeError: a parameter cannot be checked: it has no annotation, or stands for any number of others.

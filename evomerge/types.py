@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -36,6 +39,12 @@ def digest_tensor(tensor: torch.Tensor) -> str:
     return digest_bytes(header, flat.view(torch.uint8).numpy().tobytes())
 
 
+def digest_rows(stack: torch.Tensor) -> tuple[str, ...]:
+    """Return the digest of every row of a stack ``[n, d]``; hashing lets other threads run."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return tuple(pool.map(digest_tensor, stack))
+
+
 @dataclass(frozen=True)
 class Segment:
     """One tensor's slice of a genome: ``genome[start:stop]`` reshaped to ``shape``."""
@@ -54,12 +63,14 @@ class Segment:
 class Score:
     """A fitness that could be measured. Higher is better, everywhere.
 
-    ``examples`` holds the per-example scores of each task (empty for a task that has only a total).
+    ``examples`` holds the per-example scores of each task (empty for a task that has only a total); ``tokens`` is
+    what the measurement took (``Model.tokens_used``), 0 where nobody counted.
     """
 
     value: float
     tasks: Mapping[str, float] = field(default_factory=dict)
     examples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         numbers = [self.value, *self.tasks.values(), *(x for row in self.examples.values() for x in row)]
@@ -69,9 +80,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Failure:
-    """A fitness that could not be measured, and why. It is never given a number."""
+    """A fitness that could not be measured, and why. It is never given a number.
 
-    kind: Literal["exception", "not_finite", "wrong_type", "time_limit"]
+    The kind ``budget`` says that nobody tried: the budget had ended.
+    """
+
+    kind: Literal["exception", "not_finite", "wrong_type", "time_limit", "budget"]
     message: str
 
 
@@ -98,10 +112,10 @@ class Births:
         if self.genomes.ndim != 2 or len(self.origins) != self.genomes.shape[0]:
             raise ValueError(f"{len(self.origins)} origins for genomes of shape {tuple(self.genomes.shape)}")
 
-    @property
+    @cached_property
     def digests(self) -> tuple[str, ...]:
         """Return the digest of every row."""
-        return tuple(digest_tensor(row) for row in self.genomes)
+        return digest_rows(self.genomes)
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,12 @@ class State:
         """Return the genomes of the living, ``[n, d]``."""
         return self.tensors["population"]
 
-    @property
+    @cached_property
+    def rows(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the digest of every row of every stack."""
+        return {name: digest_rows(stack) for name, stack in sorted(self.tensors.items())}
+
+    @cached_property
     def digest(self) -> str:
         """Return the digest of the whole state: equal digests mean equal runs so far."""
         return digest_json(
@@ -148,7 +167,7 @@ class State:
                 "members": [(m.digest, m.score.value, m.born) for m in self.members],
                 "best": self.best.digest if self.best else None,
                 "stalled": self.stalled,
-                "tensors": {name: digest_tensor(tensor) for name, tensor in sorted(self.tensors.items())},
+                "tensors": {name: [list(self.tensors[name].shape), *rows] for name, rows in self.rows.items()},
                 "extra": dict(self.extra),
             }
         )

@@ -10,9 +10,11 @@ from typing import Any
 
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.checkpoint.lock import run_lock
+from evomerge.checkpoint.snapshot import load_latest
 from evomerge.checkpoint.store import GenomeStore
-from evomerge.errors import FitnessError, RecipeError, RunError, did_you_mean
+from evomerge.errors import FitnessError, Problems, RecipeError, RunError, did_you_mean
 from evomerge.evaluation.adapters import Factors
+from evomerge.evaluation.ensemble import Combine, check_ensemble
 from evomerge.evaluation.fitness import build_fitness, load_task
 from evomerge.evaluation.local import score
 from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
@@ -27,9 +29,9 @@ from evomerge.oneshot.model_views import read_model_view, write_view
 from evomerge.oneshot.request import is_full_model
 from evomerge.oneshot.run import check_output
 from evomerge.oneshot.views import read_view
-from evomerge.outputs import write_adapter
-from evomerge.recipe.build import Setup, build
-from evomerge.recipe.schema import Recipe
+from evomerge.outputs import fittest, write_adapter
+from evomerge.recipe.build import Setup, build, build_evaluator
+from evomerge.recipe.schema import Recipe, TaskSpec
 from evomerge.spaces.base import Exported
 from evomerge.training.experts import Follow, Job, train_experts
 from evomerge.training.lora import LoraSpec
@@ -82,6 +84,40 @@ def score_expert(expert: str, fitness: Sequence[str], base: str | None, split: S
     if isinstance(outcome, Failure):
         raise FitnessError(f"{outcome.kind}: {outcome.message}", where=", ".join(fitness), fix="Mend the fitness file.")
     return outcome
+
+
+def score_ensemble_of(
+    run: Path, size: int, combine: Combine, fitness: Sequence[str], split: Split
+) -> tuple[Score, list[Individual]]:
+    """Score the fittest of a run's last population together, and return them too, the fittest first.
+
+    Args:
+        run: run folder.
+        size: how many of them.
+        combine: how their answers become one.
+        fitness: files to score with; none for the run's own.
+        split: which rows.
+
+    Raises:
+        RunError: there is no run, or it has no snapshot yet.
+        Problems: a task's answers cannot be combined.
+        FitnessError: the fitness fails.
+    """
+    recipe = read_recipe(run)
+    if fitness:
+        recipe = recipe.model_copy(update={"fitness": tuple(TaskSpec(file=name) for name in fitness)})
+    setup = build(recipe)
+    if problems := check_ensemble(setup.fitness):
+        raise Problems(problems)
+    loaded = load_latest(run, GenomeStore(run / "genomes"))
+    if loaded is None:
+        raise RunError("the run has no snapshot yet", where=str(run), fix=f"`evomerge resume {run}` goes on with it.")
+    rows = fittest(loaded.state, size)
+    evaluator = build_evaluator(setup)
+    outcome = evaluator.together(loaded.state.population[rows], setup.fitness, split, combine)
+    if isinstance(outcome, Failure):
+        raise FitnessError(f"{outcome.kind}: {outcome.message}", where=str(run), fix="Mend the fitness file.")
+    return outcome, [loaded.state.members[row] for row in rows]
 
 
 @contextmanager

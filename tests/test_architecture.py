@@ -18,14 +18,15 @@ PACKAGE = ROOT / "evomerge"
 # From the bottom up. Names in one tuple are siblings and do not import each other; each may import what is below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "keys", "errors"),
-    ("registry", "files", "memory", "plugins", "shipped"),
+    ("registry", "files", "memory", "plugins", "shipped", "specs"),
+    ("userfile",),
     ("experts",),
     ("spaces",),
     ("variation", "selection", "evaluation"),
     ("strategies", "training", "analysis"),
     ("recipe", "checkpoint", "report"),
-    ("plan", "oneshot"),
-    ("engine",),
+    ("stop", "oneshot"),
+    ("plan", "engine"),
     ("outputs",),
     ("launch",),
     ("workbench", "statistics_run"),

@@ -11,16 +11,16 @@ import torch
 
 from evomerge.checkpoint.run import RunFolder
 from evomerge.checkpoint.scoring import Scoring
-from evomerge.engine import Search, Stop
+from evomerge.engine import Search
 from evomerge.errors import RunError
 from evomerge.evaluation.fitness import Evaluated, Fitness
 from evomerge.experts.adapter import Adapter, Factors
 from evomerge.experts.pool import Pool
 from evomerge.keys import Key
-from evomerge.recipe.build import build_genetic
-from evomerge.recipe.schema import GeneticSpec
 from evomerge.spaces.subspace import Subspace
-from evomerge.strategies.base import Experts
+from evomerge.stop import Cost, Stop
+from evomerge.strategies import STRATEGIES
+from evomerge.strategies.base import Context, Experts
 from evomerge.types import Failure, Outcome, Score, Split, State, digest_tensor
 
 SPEC = {
@@ -42,6 +42,9 @@ class Plain:
         for row, genome in enumerate(genomes):
             self.seen.append(digest_tensor(genome))
             yield row, self.function(genome)
+
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: str) -> Outcome:
+        raise NotImplementedError("no search asks for an ensemble")
 
 
 class Diary:
@@ -84,17 +87,18 @@ class World:
         self.diary = Diary()
         self.published: list[str] = []
         self.space = Subspace.of(pool())
-        self.experts = Experts(pool().names, torch.stack([self.space.encode(a) for a in pool().adapters]))
-        self.strategy = build_genetic(GeneticSpec.model_validate(SPEC | spec), self.space.segments)
+        experts = Experts(pool().names, torch.stack([self.space.encode(a) for a in pool().adapters]))
+        self.strategy = STRATEGIES["genetic"].bind(**(SPEC | spec))(Context(self.space, experts))
 
     def run(self, **stop: Any) -> State:
         self.folder = RunFolder(self.path, keep=2)
         search = Search(
             strategy=self.strategy,
-            experts=self.experts,
             space=self.space,
             scoring=Scoring(self.plain, Fitness(()), self.folder.outcomes, "conditions"),
+            objective=lambda outcome: outcome,
             stop=Stop(**{"generations": 4, **stop}),
+            each=Cost(examples=1),
             key=Key(3),
             publish=lambda state: self.published.append(state.digest),
         )
@@ -110,7 +114,11 @@ class World:
 def test_it_stops_after_the_generations(tmp_path: Path) -> None:
     world = World(tmp_path)
     assert world.run(generations=3).generation == 3
-    assert world.events("stop") == [{"event": "stop", "generation": 3, "reason": "3 generations done"}]
+    (stop,) = world.events("stop")
+    assert (stop["generation"], stop["reason"]) == (3, "3 generations done")
+    generations = world.events("generation")
+    assert stop["examples"] == sum(event["examples"] for event in generations) > 0
+    assert stop["tokens"] == sum(event["tokens"] for event in generations)
 
 
 def test_it_stops_when_the_target_is_reached(tmp_path: Path) -> None:

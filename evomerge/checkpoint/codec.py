@@ -17,13 +17,13 @@ Json = dict[str, Any]
 def encode_score(score: Score) -> Json:
     """Return the score as JSON, per-example scores included."""
     examples = {task: list(row) for task, row in score.examples.items()}
-    return {"value": score.value, "tasks": dict(score.tasks), "examples": examples}
+    return {"value": score.value, "tasks": dict(score.tasks), "examples": examples, "tokens": score.tokens}
 
 
 def decode_score(data: Mapping[str, Any]) -> Score:
-    """Return the score that ``encode_score`` wrote."""
+    """Return the score that ``encode_score`` wrote, also one from before tokens were counted."""
     examples = {task: tuple(row) for task, row in data["examples"].items()}
-    return Score(data["value"], dict(data["tasks"]), examples)
+    return Score(data["value"], dict(data["tasks"]), examples, data.get("tokens", 0))
 
 
 def encode_outcome(outcome: Outcome) -> Json:

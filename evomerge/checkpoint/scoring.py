@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from evomerge.checkpoint.outcomes import OutcomeCache
+from evomerge.evaluation.ensemble import Combine
 from evomerge.evaluation.fitness import Fitness
 from evomerge.evaluation.local import Evaluator
-from evomerge.types import Outcome, Split, digest_json, digest_tensor
+from evomerge.types import Failure, Outcome, Split, digest_json, digest_rows
 
 # Called with (done, total) after each outcome of a batch.
 Tick = Callable[[int, int], None]
@@ -31,6 +32,14 @@ class Scored:
     saved: bool
     seconds: float
 
+    @property
+    def unscored(self) -> bool:
+        """Return whether the budget ended before it could be scored."""
+        return isinstance(self.outcome, Failure) and self.outcome.kind == "budget"
+
+
+_UNSCORED = Scored(Failure("budget", "the budget ended before it"), saved=False, seconds=0.0)
+
 
 class Scoring:
     """An evaluator behind the outcome cache of a run.
@@ -48,11 +57,31 @@ class Scoring:
         self._cache = cache
         self._conditions = conditions
 
-    def score(self, genomes: torch.Tensor, split: Split, generation: int, tick: Tick | None = None) -> list[Scored]:
-        """Return one ``Scored`` for each row of ``genomes`` ``[n, d]``, in order."""
-        keys = [digest_json([digest_tensor(row), split, self._conditions]) for row in genomes]
+    def score(
+        self,
+        genomes: torch.Tensor,
+        split: Split,
+        generation: int,
+        tick: Tick | None = None,
+        digests: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> list[Scored]:
+        """Return one ``Scored`` for each row of ``genomes`` ``[n, d]``, in order.
+
+        Args:
+            genomes: what to score.
+            split: on which rows.
+            generation: in which this is asked for.
+            tick: hears of the progress.
+            digests: of the genomes, if they are known.
+            limit: the most new evaluations; births after the last that fits are not scored.
+        """
+        keys = [digest_json([digest, split, self._conditions]) for digest in digests or digest_rows(genomes)]
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
-        missing = [row for key, row in sorted(first.items(), key=lambda item: item[1]) if not self._cache.get(key)]
+        # What an interrupted run of this generation has scored counts as new, so that the limit falls where it did.
+        new = [key for key in sorted(first, key=first.__getitem__) if not self._known_before(key, generation)]
+        unscored = set() if limit is None else set(new[limit:])
+        missing = [first[key] for key in new if key not in unscored and not self._cache.get(key)]
         seconds = dict.fromkeys(range(len(keys)), 0.0)
         done = len(keys) - len(missing)
         start = time.perf_counter()
@@ -64,7 +93,24 @@ class Scoring:
             if tick:
                 tick(done, len(keys))
             start = time.perf_counter()
-        return [self._scored(key, row != first[key], generation, seconds[row]) for row, key in enumerate(keys)]
+        return [
+            _UNSCORED if key in unscored else self._scored(key, row != first[key], generation, seconds[row])
+            for row, key in enumerate(keys)
+        ]
+
+    def together(self, genomes: torch.Tensor, split: Split, generation: int, combine: Combine) -> Outcome:
+        """Return what individuals ``[k, d]``, the fittest first, score when they answer together."""
+        key = digest_json(["ensemble", combine, digest_rows(genomes), split, self._conditions])
+        cached = self._cache.get(key)
+        if cached is None:
+            self._cache.put(key, self._evaluator.together(genomes, self._fitness, split, combine), generation)
+            cached = self._cache.get(key)
+        assert cached is not None, "it was put there"
+        return cached.outcome
+
+    def _known_before(self, key: str, generation: int) -> bool:
+        cached = self._cache.get(key)
+        return cached is not None and cached.born < generation
 
     def _scored(self, key: str, twin: bool, generation: int, seconds: float) -> Scored:
         cached = self._cache.get(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,13 @@ def _encode(state: State, store: GenomeStore, path: Path) -> dict[str, Any]:
         "members": [encode_individual(member) for member in state.members],
         "best": encode_individual(state.best) if state.best else None,
         "stalled": state.stalled,
-        "tensors": {name: _encode_stack(stack, store) for name, stack in state.tensors.items()},
+        "tensors": {name: _encode_stack(stack, state.rows[name], store) for name, stack in state.tensors.items()},
         "extra": extra,
     }
 
 
-def _encode_stack(stack: torch.Tensor, store: GenomeStore) -> dict[str, Any]:
-    rows = store.put_stack(stack)
+def _encode_stack(stack: torch.Tensor, digests: Sequence[str], store: GenomeStore) -> dict[str, Any]:
+    rows = store.put_stack(stack, digests)
     return {"rows": rows, "dimension": stack.shape[1], "dtype": str(stack.dtype).removeprefix("torch.")}
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from evomerge.errors import RunError
 from evomerge.files import write_bytes
-from evomerge.types import digest_tensor
+from evomerge.types import digest_rows, digest_tensor
 
 
 class GenomeStore:
@@ -29,7 +29,7 @@ class GenomeStore:
         """Return whether there is a file for the digest (it is checked by ``get``)."""
         return self.path(digest).exists()
 
-    def put(self, genome: torch.Tensor) -> str:
+    def put(self, genome: torch.Tensor, digest: str | None = None) -> str:
         """Store a genome ``[d]`` of any dtype and return its digest; an existing good file is left alone.
 
         An existing file is checked once per store object: a resumed run that bears a genome again thereby
@@ -37,7 +37,7 @@ class GenomeStore:
         """
         if genome.ndim != 1:
             raise RunError(f"a genome has shape [d], not {list(genome.shape)}", where=str(self.folder))
-        digest = digest_tensor(genome)
+        digest = digest or digest_tensor(genome)
         if digest not in self._verified and not self._is_good(digest):
             write_bytes(self.path(digest), save({"genome": genome.detach().cpu().contiguous()}))
         self._verified.add(digest)
@@ -60,11 +60,11 @@ class GenomeStore:
         self._verified.add(digest)
         return genome
 
-    def put_stack(self, stack: torch.Tensor) -> list[str]:
-        """Store the rows of a stack ``[n, d]`` and return their digests, in order."""
+    def put_stack(self, stack: torch.Tensor, digests: Sequence[str] | None = None) -> list[str]:
+        """Store the rows of a stack ``[n, d]`` and return their digests, in order; ``digests``, if they are known."""
         if stack.ndim != 2:
             raise RunError(f"a stack has shape [n, d], not {list(stack.shape)}", where=str(self.folder))
-        return [self.put(row) for row in stack]
+        return [self.put(row, digest) for row, digest in zip(stack, digests or digest_rows(stack), strict=True)]
 
     def get_stack(self, digests: Sequence[str], dimension: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the genomes as rows ``[n, d]``; ``dimension`` and ``dtype`` are what every row must have."""

@@ -57,8 +57,8 @@ class Display:
             ("base", f"{100 * plan.base:.1f} % on the search split"),
             (
                 "budget",
-                f"{plan.founders} founders, then at most {plan.generations} generations of about "
-                f"{plan.births:.1f} births: about {plan.evaluations} evaluations",
+                f"{plan.founders} founders, then about {plan.births:.1f} births a generation; ends at "
+                f"{' or '.join(plan.limits)}: about {plan.evaluations} evaluations",
             ),
             (
                 "time",

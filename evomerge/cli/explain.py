@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def explain(
     name: Annotated[
-        str, typer.Argument(help="A name from `evomerge ls operators` or `ls strategies`, or a hook file of your own.")
+        str, typer.Argument(help="A name from `evomerge ls operators` or `ls strategies`, or a hook or strategy file.")
     ],
     experts: Annotated[
         list[str] | None, typer.Option(help="Adapter folder: show what a hook does to their merge. Repeatable.")
@@ -38,24 +38,18 @@ def explain(
     """Show what an operator or a strategy computes, its paper, and its parameters."""
     from evomerge.cli.hook_effect import show_effect
     from evomerge.errors import RecipeError, did_you_mean
-    from evomerge.recipe.operators import LISTED
-    from evomerge.recipe.schema import GeneticSpec
-    from evomerge.strategies import genetic
+    from evomerge.recipe.operators import EXPLAINED
+    from evomerge.userfile import is_file
     from evomerge.variation.hooks import HOOKS
-    from evomerge.variation.hooks.user import is_file
 
-    found = [(registry.kind, registry[name]) for registry in LISTED if name in registry]
-    found += [(HOOKS.kind, HOOKS[name])] if is_file(name) else []
-    if name == "genetic":
-        typer.echo(f"{genetic.__doc__}\nparameters (recipe section `strategy`):")
-        _parameters(GeneticSpec.model_fields)
+    found = _from_file(name) if is_file(name) else [(each.kind, each[name]) for each in EXPLAINED if name in each]
     for kind, operator in found:
         typer.echo(f"{operator.name} ({kind})\n\n{operator.documentation}\n\npaper: {operator.paper}\n\nparameters:")
         _parameters(operator.schema.model_fields)
         if not operator.schema.model_fields:
             typer.echo("  none")
-    if not found and name != "genetic":
-        known = [other for registry in LISTED for other in registry] + ["genetic"]
+    if not found:
+        known = [other for registry in EXPLAINED for other in registry]
         raise RecipeError(f"nothing is named {name!r}", where="explain", fix=did_you_mean(name, known))
     if experts or set_:
         hooks = [operator for kind, operator in found if kind == HOOKS.kind]
@@ -65,8 +59,20 @@ def explain(
         show_effect(experts, hooks[0], set_ or [])
 
 
+def _from_file(name: str) -> list[tuple[str, Any]]:
+    """Return the user's hook or strategy in a file."""
+    from evomerge.errors import RecipeError
+    from evomerge.strategies import STRATEGIES
+    from evomerge.variation.hooks import HOOKS
+
+    try:
+        return [(STRATEGIES.kind, STRATEGIES[name])]
+    except RecipeError:
+        return [(HOOKS.kind, HOOKS[name])]
+
+
 def _parameters(fields: Mapping[str, Any], section: str = "") -> None:
-    from evomerge.recipe.schema import OperatorSpec, Part
+    from evomerge.specs import OperatorSpec, Part
 
     for short, field in fields.items():
         name, kind, default = f"{section}{short}", field.annotation, field.default

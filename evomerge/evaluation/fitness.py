@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.errors import EvomergeError, FitnessError
 from evomerge.evaluation.data import Data
 from evomerge.evaluation.model import Model
-from evomerge.evaluation.scorers import Generation
+from evomerge.evaluation.objective import weighted_sum
+from evomerge.evaluation.scorers import Generation, generate_together
 from evomerge.plugins import MEND, import_file
 from evomerge.shipped import find
 from evomerge.types import Outcome, Score, Split, digest_bytes, digest_json
 
 Function = Callable[[Model, Split], Any]
+Direction = Literal["maximize", "minimize"]
 _FIX = f"{MEND} (the shipped ones need `pip install 'evomerge[quickstart]'`)."
 
 
@@ -28,13 +32,22 @@ class WrongType(TypeError):
 
 @dataclass(frozen=True)
 class Task:
-    """One fitness file of a run: a name, the callable in it, and its weight in the mean."""
+    """One fitness file of a run: a name, the callable in it, and its weight in the mean.
+
+    What is to be minimised is negated on entry and called ``-name``, so that higher is better everywhere else.
+    """
 
     name: str
     function: Function
     source: Path
     weight: float = 1.0
     helpers: tuple[Path, ...] = ()
+    direction: Direction = "maximize"
+
+    @property
+    def reported(self) -> str:
+        """Return the name under which scores and tables show the task; its parts are ``reported.part``."""
+        return self.name if self.direction == "maximize" else f"-{self.name}"
 
     @property
     def data(self) -> Data | None:
@@ -48,6 +61,14 @@ class Task:
         rows = self.data.digest if self.data else ""
         return digest_bytes(*(path.read_bytes() for path in (self.source, *self.helpers)), rows.encode())
 
+    def scores(self, result: Any) -> dict[str, list[float]]:
+        """Return ``{reported name: per-example scores}`` of what the function returned; higher is better."""
+        parts = named_scores(self.name, result)
+        if self.direction == "maximize":
+            return parts
+        # Subtracted, not negated: a loss of 0 is no "-0" in tables.
+        return {f"-{name}": [0.0 - number for number in numbers] for name, numbers in parts.items()}
+
     def examples(self, split: Split) -> int:
         """Return the number of rows of a split, 0 if they are not known beforehand."""
         return len(self.data.rows(split)) if self.data else 0
@@ -55,53 +76,48 @@ class Task:
 
 @dataclass(frozen=True)
 class Fitness:
-    """The weighted mean of the tasks of a run. Higher is better."""
+    """The tasks of a run and their weighted mean. Higher is better. ``Objective`` offers other ways to one number."""
 
     tasks: tuple[Task, ...]
 
     @cached_property
     def digest(self) -> str:
-        """Return the digest of all tasks and weights: outcomes of another digest are never reused."""
-        return digest_json([(task.name, task.digest, task.weight) for task in self.tasks])
+        """Return the digest of tasks, weights and directions: outcomes of another digest are never reused."""
+        # Nothing is said of maximising, so that runs from before there were directions can be resumed.
+        said = [() if task.direction == "maximize" else (task.direction,) for task in self.tasks]
+        tasks = zip(self.tasks, said, strict=True)
+        return digest_json([(task.name, task.digest, task.weight, *direction) for task, direction in tasks])
 
     def __call__(self, model: Model, split: Split) -> Score:
         """Score the individual that the model wears; raises what a fitness file raises."""
         values: dict[str, float] = {}
         examples: dict[str, tuple[float, ...]] = {}
-        total = 0.0
+        before = model.tokens_used
         results = self._generated(model, split)
         for task in self.tasks:
             result = results[task.name] if task.name in results else task.function(model, split)
-            parts = named_scores(task.name, result)
-            for name, scores in parts.items():
+            for name, scores in task.scores(result).items():
                 values[name] = sum(scores) / len(scores)
                 examples[name] = tuple(scores)
-                total += task.weight * values[name] / len(parts)
-        value = total / sum(task.weight for task in self.tasks)
-        if not all(_finite(number) for number in (value, *values.values())):
+        shares = self.shares(values)
+        value = weighted_sum(tuple(values.values()), [shares[name] for name in values])
+        if not all(math.isfinite(number) for number in (value, *values.values())):
             raise FloatingPointError(f"the fitness is not a finite number: {values}")
-        return Score(value, values, examples)
+        return Score(value, values, examples, model.tokens_used - before)
 
     def _generated(self, model: Model, split: Split) -> dict[str, list[float]]:
-        """Score the tasks that generate, all their prompts together: a step of decoding costs as much for few rows."""
+        """Score the tasks that generate, all their prompts together."""
         # Not a subclass: its own `__call__` must be heard.
         scorers = {task.name: task.function for task in self.tasks if type(task.function) is Generation}
-        results: dict[str, list[float]] = {}
-        for stop in sorted({tuple(scorer.stop) for scorer in scorers.values()}):
-            asked = {name: scorer.prompts(split) for name, scorer in scorers.items() if tuple(scorer.stop) == stop}
-            limits = [scorers[name].max_new_tokens for name, prompts in asked.items() for _ in prompts]
-            prompts = [prompt for prompts in asked.values() for prompt in prompts]
-            texts = iter(model.generate(prompts, max_new_tokens=limits, stop=stop))
-            for name, own in asked.items():
-                results[name] = scorers[name].grade([next(texts) for _ in own], split)
-        return results
+        texts = generate_together(model, scorers, split)
+        return {name: scorer.grade(texts[name], split) for name, scorer in scorers.items()}
 
     def shares(self, names: Iterable[str]) -> dict[str, float]:
         """Return the weight of each reported task; a task that reports several parts divides its weight."""
         found: dict[str, float] = {}
         listed = list(names)
         for task in self.tasks:
-            parts = [name for name in listed if name == task.name or name.startswith(f"{task.name}.")]
+            parts = [name for name in listed if name == task.reported or name.startswith(f"{task.reported}.")]
             found |= dict.fromkeys(parts, task.weight / max(1, len(parts)))
         return found
 
@@ -138,11 +154,7 @@ def _numbers(name: str, value: Any) -> list[float]:
     return [float(item) for item in items]
 
 
-def _finite(number: float) -> bool:
-    return number - number == 0
-
-
-def load_task(name: str, weight: float = 1.0, title: str | None = None) -> Task:
+def load_task(name: str, weight: float = 1.0, title: str | None = None, direction: Direction = "maximize") -> Task:
     """Load a fitness file by name or path.
 
     Raises:
@@ -163,7 +175,7 @@ def load_task(name: str, weight: float = 1.0, title: str | None = None) -> Task:
             where=str(source),
             fix="Define `def fitness(model, split): ...` or use a scorer; see fitness/template.py.",
         )
-    return Task(title or source.stem, function, source, weight, plugin.helpers)
+    return Task(title or source.stem, function, source, weight, plugin.helpers, direction)
 
 
 def _takes_two(function: Function) -> bool:
@@ -183,12 +195,19 @@ def _broken(name: str, source: Path, error: Exception) -> FitnessError:
 
 
 def build_fitness(tasks: Iterable[Task]) -> Fitness:
-    """Return the fitness of several tasks, whose names must differ."""
+    """Return the fitness of several tasks, which must be told apart by name, their parts too.
+
+    Raises:
+        FitnessError: two tasks have one name, or one is named like a part of another.
+    """
     found = tuple(tasks)
-    seen = [task.name for task in found]
-    for name in sorted(set(seen)):
-        if seen.count(name) > 1:
-            raise FitnessError(f"two fitness tasks are named {name!r}", where="fitness", fix="Give one a `name:`.")
+    for one, other in permutations(found, 2):
+        if one.name == other.name or one.reported == other.reported:
+            cause = f"two fitness tasks are named {one.name!r}"
+            raise FitnessError(cause, where="fitness", fix="Give one a `name:`.")
+        if other.reported.startswith(f"{one.reported}."):
+            cause = f"the fitness task {other.reported!r} is named like a part of {one.reported!r}"
+            raise FitnessError(cause, where="fitness", fix="Give it another `name:`.")
     return Fitness(found)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
 import torch
 
+from evomerge.evaluation.ensemble import Combine, score_ensemble
 from evomerge.evaluation.fitness import Evaluated, Fitness, WrongType
 from evomerge.evaluation.model import Model
 from evomerge.spaces.base import GenomeSpace
-from evomerge.types import Failure, Outcome, Split
+from evomerge.types import Failure, Outcome, Score, Split
 
 
 class Evaluator(Protocol):
@@ -22,6 +23,10 @@ class Evaluator(Protocol):
 
     def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
         """Yield ``(row, outcome)`` for every row of ``genomes`` ``[n, d]``, as soon as each is known."""
+        ...
+
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Outcome:
+        """Return what the individuals ``[k, d]``, the fittest first, score when they answer together."""
         ...
 
 
@@ -50,8 +55,20 @@ class LocalEvaluator:
             yield row, score(self._model, fitness, split, self._time_limit)
         self._model.wear({})
 
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Outcome:
+        """Return what the individuals score together; the time limit holds for each."""
 
-def score(model: Model, fitness: Fitness, split: Split, time_limit: float | None = None) -> Outcome:
+        def answer(model: Model, split: Split) -> Score:
+            members = (self._space.factors(genome) for genome in genomes)
+            return score_ensemble(members, model, fitness, split, combine)
+
+        limit = None if self._time_limit is None else self._time_limit * len(genomes)
+        return score(self._model, answer, split, limit)
+
+
+def score(
+    model: Model, fitness: Callable[[Model, Split], Score], split: Split, time_limit: float | None = None
+) -> Outcome:
     """Score what the model wears; whatever a fitness file does wrong becomes a ``Failure``, never a number."""
     try:
         with limited(time_limit):

@@ -87,6 +87,15 @@ class Model:
         batch_tokens: the most tokens, padding included, that go through the network at once.
     """
 
+    tokens_used: int = 0
+    """Tokens that ``generate`` and ``loglikelihood`` have taken so far; it only grows.
+
+    A prompt costs its tokens, and one for each token chosen after it, an end token or one that ``stop`` cuts off
+    included. A (context, continuation) pair costs the tokens of both. Padding costs nothing and repeated texts cost
+    each time, so the count does not depend on batches. A call that fails has taken what it read until then. What a
+    fitness does with ``network`` by itself is not counted.
+    """
+
     def __init__(self, network: Any, tokenizer: Any, modules: Sequence[str] = (), *, batch_tokens: int = 4096) -> None:
         self.network = network
         self.tokenizer = tokenizer
@@ -174,6 +183,7 @@ class Model:
         """Decode one batch greedily with a key-value cache; finished rows leave the batch."""
         from transformers import DynamicCache
 
+        self.tokens_used += sum(map(len, rows))
         ids, mask = self._pad_left(rows)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.network.config)
@@ -193,6 +203,7 @@ class Model:
             ).logits[:, -1]
             top, chosen = logits.max(-1)
             _refuse_nan(top)
+            self.tokens_used += len(alive)
             going = self._append(alive, chosen.tolist(), added, limits, stop)
             if not going:
                 break
@@ -226,6 +237,7 @@ class Model:
         return going
 
     def _score(self, contexts: Sequence[Tokens], endings: Sequence[Tokens]) -> list[float]:
+        self.tokens_used += sum(map(len, (*contexts, *endings)))
         ids, mask = self._pad_left([c + e for c, e in zip(contexts, endings, strict=True)])
         width = max(len(ending) for ending in endings)
         kept = torch.arange(ids.shape[1] - width - 1, ids.shape[1] - 1, device=ids.device)

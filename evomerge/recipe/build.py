@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from evomerge.errors import EvomergeError, Problems, RecipeError
+from evomerge.evaluation.ensemble import check_ensemble
 from evomerge.evaluation.fitness import Fitness, build_fitness, load_task
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
@@ -18,19 +19,21 @@ from evomerge.experts.base import must_fetch, resolve_base
 from evomerge.experts.pool import Pool, load_pool
 from evomerge.keys import Key
 from evomerge.memory import check_memory
+from evomerge.recipe.load import operators, recipe_data
 from evomerge.recipe.operators import registry_at
-from evomerge.recipe.schema import GeneticSpec, OperatorSpec, Recipe
+from evomerge.recipe.schema import Recipe, StrategySpec
 from evomerge.spaces import build_space
 from evomerge.spaces.base import GenomeSpace
-from evomerge.strategies.base import Experts, Strategy
-from evomerge.strategies.genetic import Crossover, Founders, Genetic, Mutation
-from evomerge.types import Segment, digest_json
-from evomerge.variation.hooks import HookSpace
-from evomerge.variation.hooks.apply import Hook, after, bind_hook
-from evomerge.variation.hooks.user import absolute
+from evomerge.specs import OperatorSpec
+from evomerge.strategies import STRATEGIES
+from evomerge.strategies.base import Context, Experts, Strategy
+from evomerge.types import digest_json
+from evomerge.userfile import UserOperator, absolute
+from evomerge.variation.hooks.apply import Hook, bind_hook
+from evomerge.variation.merge import MERGES
 
 T = TypeVar("T")
-# What a generation holds beside the living and the experts, as a multiple of them: births, survivors, the best.
+# What a generation holds, as a multiple of the living: themselves, births, survivors.
 _COPIES = 3
 
 
@@ -52,6 +55,13 @@ class Setup:
         return Key(self.recipe.seed)
 
     @property
+    def user_files(self) -> dict[str, str]:
+        """Return the digest of every operator of a user's own, by name; they must not change under a run."""
+        found = {hook.name: hook.digest for hook in self.hooks if hook.digest}
+        operator = STRATEGIES[self.recipe.strategy.name]
+        return found | ({operator.name: operator.digest} if isinstance(operator, UserOperator) else {})
+
+    @property
     def conditions(self) -> str:
         """Return the digest of everything but genome and split that an outcome depends on."""
         evaluator = self.recipe.evaluator
@@ -68,12 +78,17 @@ def resolve(recipe: Recipe) -> Recipe:
     base = Path(recipe.base).expanduser()
     fitness = tuple(spec.model_copy(update={"file": _absolute(spec.file)}) for spec in recipe.fitness)
     hooks = tuple(spec.model_copy(update={"name": absolute(spec.name)}) for spec in recipe.post_merge)
+    strategy = StrategySpec(
+        name=absolute(recipe.strategy.name),
+        **STRATEGIES[recipe.strategy.name].spelled_out(recipe.strategy.parameters),
+    )
     return recipe.model_copy(
         update={
             "base": str(base.resolve()) if base.is_dir() else recipe.base,
             "experts": tuple(str(Path(folder).expanduser().resolve()) for folder in recipe.experts),
             "fitness": fitness,
             "post_merge": hooks,
+            "strategy": strategy,
             "evaluator": evaluator,
         }
     )
@@ -96,6 +111,7 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setu
     fitness = _collect(problems, lambda: load_fitness(recipe))
     if fitness:
         problems += fitness.check()
+        problems += check_ensemble(fitness) if recipe.report.ensemble else []
     pool = _collect(problems, lambda: load_pool(recipe.experts))
     # A base that must be fetched is fetched only when all that is cheap to check is right.
     base = None
@@ -107,20 +123,27 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setu
     _collect(problems, lambda: check_merges(recipe))
     if problems or fitness is None or pool is None or space is None:
         raise Problems(problems)
+    _check_room(len(pool.adapters), space, "The experts")
+    genomes = torch.stack([space.encode(adapter) for adapter in pool.adapters])
+    experts = Experts(pool.names, genomes)
+    strategy = build_strategy(recipe, Context(space, experts, hooks))
+    _check_room(_COPIES * strategy.population, space, f"A population of {strategy.population}")
+    return Setup(recipe, fitness, pool, space, experts, strategy, hooks)
+
+
+def _check_room(genomes: int, space: GenomeSpace, what: str) -> None:
     check_memory(
-        _COPIES * 4 * space.dimension * (recipe.strategy.population + len(pool.adapters)),
-        f"A population of {recipe.strategy.population} in the space {space.name!r}",
+        4 * space.dimension * genomes,
+        f"{what} in the space {space.name!r}",
         "Use `space: {name: subspace}`, a smaller population, or a larger machine.",
     )
-    genomes = torch.stack([space.encode(adapter) for adapter in pool.adapters])
-    strategy = with_hooks(build_genetic(recipe.strategy, space.segments), hooks, space)
-    return Setup(recipe, fitness, pool, space, Experts(pool.names, genomes), strategy, hooks)
 
 
 def load_fitness(recipe: Recipe) -> Fitness:
     """Load the fitness files of a recipe; all that do not load are reported at once."""
     problems: list[EvomergeError] = []
-    tasks = [_collect(problems, partial(load_task, spec.file, spec.weight, spec.name)) for spec in recipe.fitness]
+    loads = [partial(load_task, spec.file, spec.weight, spec.name, spec.direction) for spec in recipe.fitness]
+    tasks = [_collect(problems, load) for load in loads]
     if problems:
         raise Problems(problems)
     return build_fitness(task for task in tasks if task is not None)
@@ -128,15 +151,15 @@ def load_fitness(recipe: Recipe) -> Fitness:
 
 def check_merges(recipe: Recipe) -> None:
     """Raise ``Problems`` with every merge of a recipe that means nothing in its space."""
-    strategy = recipe.strategy
-    merges = {"strategy.founders.merge": strategy.founders.merge, "strategy.crossover.merge": strategy.crossover.merge}
-    merges |= {f"report.baselines.{number}": spec for number, spec in enumerate(recipe.report.baselines)}
     problems = []
-    for place, spec in merges.items():
+    for place, spec in operators(recipe_data(recipe)):
+        if registry_at(place) is not MERGES:
+            continue
         try:
-            registry_at(("merge",))[spec.name].check_space(recipe.space.name)
+            MERGES[spec.name].check_space(recipe.space.name)
         except RecipeError as error:
-            problems.append(RecipeError(error.cause, where=f"{place}.name", fix=error.fix))
+            where = ".".join(map(str, (*place, "name")))
+            problems.append(RecipeError(error.cause, where=where, fix=error.fix))
     if problems:
         raise Problems(problems)
 
@@ -160,35 +183,10 @@ def build_evaluator(setup: Setup) -> LocalEvaluator:
     return LocalEvaluator(model, setup.space, setup.recipe.evaluator.time_limit)
 
 
-def build_genetic(spec: GeneticSpec, segments: tuple[Segment, ...]) -> Genetic:
-    """Return GENOME's strategy with the operators that the recipe names."""
-    crossover = spec.crossover
-    return Genetic(
-        population=spec.population,
-        segments=segments,
-        founders=Founders(spec.founders.source, spec.founders.weights, operator(spec.founders.merge, "merge")),
-        crossover=Crossover(
-            trials=crossover.trials or max(1, spec.population // 2),
-            rate=crossover.rate,
-            parents=crossover.parents,
-            weights=crossover.weights,
-            select=operator(crossover.select, "select"),
-            merge=operator(crossover.merge, "merge"),
-        ),
-        mutation=Mutation(spec.mutation.rate, operator(spec.mutation, "mutation")),
-        survive=operator(spec.survivors, "survivors"),
-    )
-
-
-def with_hooks(strategy: Genetic, hooks: Sequence[Hook], space: HookSpace) -> Genetic:
-    """Return the strategy with the hooks after its merges: of founders from pairs, and of children."""
-    founders, crossover = strategy.founders, strategy.crossover
-    return replace(
-        strategy,
-        founders=replace(founders, merge=after(founders.merge, hooks, space)),
-        crossover=replace(crossover, merge=after(crossover.merge, hooks, space)),
-        post_merge=tuple(hook.name for hook in hooks),
-    )
+def build_strategy(recipe: Recipe, context: Context) -> Strategy:
+    """Return the strategy that a recipe names, its parameters bound."""
+    strategy: Strategy = STRATEGIES[recipe.strategy.name].bind(**recipe.strategy.parameters)(context)
+    return strategy
 
 
 def operator(spec: OperatorSpec, kind: str) -> Callable[..., Any]:

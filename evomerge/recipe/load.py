@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from evomerge.errors import Problems, RecipeError, did_you_mean
 from evomerge.recipe.merge import MergeRecipe
-from evomerge.recipe.schema import OperatorSpec, Part, Recipe
+from evomerge.recipe.schema import Recipe, StrategySpec
+from evomerge.registry import fields_at, part_of
+from evomerge.specs import OperatorSpec, Part
 
 Place = tuple[str | int, ...]
 Schema = TypeVar("Schema", bound=Part)
@@ -97,6 +99,11 @@ def _spell_out(data: Any) -> None:
         data["method"] = {"name": data["method"]}
 
 
+def recipe_data(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain JSON values; reading them gives an equal recipe."""
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
 def operators(data: Any, part: Any = Recipe, place: Place = ()) -> Iterator[tuple[Place, OperatorSpec]]:
     """Yield every operator that a recipe's data name, and its place; what is wrong around it is passed over."""
     if isinstance(data, list | tuple):
@@ -107,11 +114,27 @@ def operators(data: Any, part: Any = Recipe, place: Place = ()) -> Iterator[tupl
         name = data.get("name", part.model_fields["name"].default)
         if isinstance(name, str) and all(isinstance(key, str) for key in parameters):
             yield place, OperatorSpec.model_validate({"name": name, **parameters})
+            if issubclass(part, StrategySpec):
+                yield from _inside(name, parameters, place)
     elif isinstance(data, dict):
         for key, field in part.model_fields.items():
-            below = _part_of(field.annotation)
+            below = part_of(field.annotation)
             if key in data and below is not None:
                 yield from operators(data[key], below, (*place, key))
+
+
+def _inside(name: str, parameters: dict[str, Any], place: Place) -> Iterator[tuple[Place, OperatorSpec]]:
+    """Yield the operators among a strategy's parameters: its merges, its selection."""
+    from evomerge.recipe.operators import registry_at
+
+    try:
+        schema = registry_at(place)[name].schema
+    except RecipeError:
+        return  # reported where the strategy itself is checked
+    for key, field in schema.model_fields.items():
+        below = part_of(field.annotation)
+        if key in parameters and below is not None:
+            yield from operators(parameters[key], below, (*place, key))
 
 
 def _check(place: Place, spec: OperatorSpec, source: str, lines: dict[Place, str]) -> list[RecipeError]:
@@ -121,7 +144,8 @@ def _check(place: Place, spec: OperatorSpec, source: str, lines: dict[Place, str
         registry_at(place)[spec.name].check(spec.parameters)
     except Problems as problems:
         return [
-            RecipeError(p.cause, where=_where((*place, p.where), source, lines), fix=p.fix) for p in problems.problems
+            RecipeError(p.cause, where=_where((*place, *p.where.split(".")), source, lines), fix=p.fix)
+            for p in problems.problems
         ]
     except RecipeError as error:
         return [RecipeError(error.cause, where=_where((*place, "name"), source, lines), fix=error.fix)]
@@ -213,22 +237,3 @@ def _problem(schema: type[Part], item: Any, source: str, lines: dict[Place, str]
     message = re.sub(r" or instance of \w+$| after validation, not 0", "", message).replace("Tuple should", "it should")
     cause = message if item["type"] == "value_error" else f"{name} = {item['input']!r}: {message}"
     return RecipeError(cause, where=where, fix=item.get("ctx", {}).get("fix", "Correct the value."))
-
-
-def fields_at(place: Place, schema: type[Part] = Recipe) -> list[str]:
-    """Return the keys that a recipe may have at a place."""
-    part: Any = schema
-    for step in place:
-        if isinstance(step, int) or not hasattr(part, "model_fields"):
-            continue
-        field = part.model_fields.get(step)
-        part = _part_of(field.annotation) if field else part
-    return list(part.model_fields) if hasattr(part, "model_fields") else []
-
-
-def _part_of(annotation: Any) -> Any:
-    """Return the section class inside an annotation like ``tuple[TaskSpec, ...]`` or ``TrainSpec | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, Part | OperatorSpec):
-        return annotation
-    inner = (_part_of(argument) for argument in getattr(annotation, "__args__", ()))
-    return next((part for part in inner if part is not None), None)

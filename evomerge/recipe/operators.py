@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from evomerge.evaluation.objective import OBJECTIVES
 from evomerge.registry import Joined, Registry
 from evomerge.selection.parents import PARENTS
 from evomerge.selection.survivors import SURVIVORS
+from evomerge.strategies import STRATEGIES
 from evomerge.variation.hooks import HOOKS
 from evomerge.variation.merge import INFORMED, MERGES, ONE_SHOT
 from evomerge.variation.mutate import MUTATIONS
@@ -18,11 +20,16 @@ REGISTRIES: dict[str, Registry[Any, Any]] = {
     "survivors": SURVIVORS,
     "mutation": MUTATIONS,
     "post_merge": HOOKS,
+    "strategy": STRATEGIES,
+    "objective": OBJECTIVES,
 }
 
 
-LISTED: tuple[Registry[Any, Any], ...] = (*dict.fromkeys(REGISTRIES.values()), INFORMED, ONE_SHOT)
-"""Every registry once, in the order in which `evomerge ls` shows them."""
+EXPLAINED: tuple[Registry[Any, Any], ...] = (*dict.fromkeys(REGISTRIES.values()), INFORMED, ONE_SHOT)
+"""Every registry once."""
+
+LISTED = tuple(registry for registry in EXPLAINED if registry is not STRATEGIES)
+"""What `evomerge ls operators` shows; strategies have a list of their own."""
 
 METHODS: Joined[Any, Any] = Joined("merge method", MERGES, INFORMED, ONE_SHOT)
 """What `evomerge merge` offers: every way to merge experts."""

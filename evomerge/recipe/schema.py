@@ -4,38 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+from evomerge.specs import Count, OperatorSpec, Part, Positive
+
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 """It becomes a folder's name."""
-
-
-class Part(BaseModel):
-    """A section of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class OperatorSpec(BaseModel):
-    """An operator by name, with its own parameters beside it; ``evomerge explain NAME`` lists them."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    name: str
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Return everything but the name."""
-        return dict(self.model_extra or {})
-
-    @property
-    def text(self) -> str:
-        """Return name and parameters on one line: ``rht(gamma=0.8)``."""
-        settings = ", ".join(f"{key}={value}" for key, value in self.parameters.items())
-        return f"{self.name}({settings})" if settings else self.name
 
 
 class TaskSpec(Part):
@@ -47,6 +21,8 @@ class TaskSpec(Part):
     """Name in tables; by default the file's."""
     weight: Positive = 1.0
     """Weight in the mean over tasks."""
+    direction: Literal["maximize", "minimize"] = "maximize"
+    """Which way is better; what is minimised is negated, and called `-name` in tables."""
 
     @model_validator(mode="before")
     @classmethod
@@ -61,73 +37,45 @@ class SpaceSpec(Part):
     """`subspace` (exact on delta-weights), `factors` (A and B, as GENOME publishes), `dense` (delta-weights: large)."""
 
 
-class FoundersSpec(Part):
-    """Who lives at the start."""
+class StrategySpec(OperatorSpec):
+    """How individuals are born and who lives on: a strategy by name, or a file of your own, and its parameters."""
 
-    source: Literal["experts", "pairs", "both"] = "both"
-    """The experts themselves, merges of expert pairs, or both."""
-    weights: Literal["uniform", "random"] = "random"
-    """Weights of a pair."""
-    merge: OperatorSpec = OperatorSpec(name="linear")
-    """How a pair is merged."""
+    name: str = "genetic"
+    """A name from `evomerge ls strategies`, or `my_strategy.py`."""
 
 
-class CrossoverSpec(Part):
-    """How parents become children."""
+class ObjectiveSpec(OperatorSpec):
+    """How the tasks' scores become the one number that selection sees."""
 
-    trials: Count | None = None
-    """Crossovers tried a generation; by default half the population."""
-    rate: Fraction = 0.8
-    """Chance that a trial makes a child."""
-    parents: Annotated[int, Field(ge=2)] = 2
-    """Parents of a child."""
-    weights: Literal["fitness", "uniform", "random"] = "fitness"
-    """How parents are weighted."""
-    select: OperatorSpec = OperatorSpec(name="fitness_proportional")
-    """How parents are chosen."""
-    merge: OperatorSpec = OperatorSpec(name="linear")
-    """How parents are merged."""
-
-
-class MutationSpec(OperatorSpec):
-    """How mutants are made: an operator, and the chance that an individual spawns one."""
-
-    name: str = "gaussian"
-    """The operator."""
-    rate: Fraction = 0.15
-    """Chance that an individual spawns a mutant."""
-
-
-class GeneticSpec(Part):
-    """GENOME's genetic search."""
-
-    name: Literal["genetic"] = "genetic"
-    population: Annotated[int, Field(ge=2)] = 10
-    """The most individuals that live."""
-    founders: FoundersSpec = FoundersSpec()
-    crossover: CrossoverSpec = CrossoverSpec()
-    mutation: MutationSpec = MutationSpec()
-    """How an individual is changed at random."""
-    survivors: OperatorSpec = OperatorSpec(name="tournament")
-    """How survivors are chosen; its `elites` always live on."""
-
-    @model_validator(mode="after")
-    def _elites_have_places(self) -> GeneticSpec:
-        elites = self.survivors.parameters.get("elites", 1)
-        if isinstance(elites, int) and elites > self.population:
-            raise ValueError(f"survivors.elites = {elites} is more than the population of {self.population}")
-        return self
+    name: str = "weighted_sum"
+    """`weighted_sum`, `minimum`, `harmonic_mean`, `lexicographic`; for a Pareto front, take the strategy `nsga2`."""
+    normalize: Literal["none", "best_expert"] = "none"
+    """`best_expert`: a task's score becomes 0 for the base and 1 for the best expert, on the search split."""
 
 
 class StopSpec(Part):
     """When the search ends, whichever comes first."""
 
-    generations: Count = 10
-    """Generations after the founders."""
+    generations: Count | None = None
+    """Generations after the founders; 10 if there is no budget either."""
     patience: Count | None = None
     """Generations without a new best."""
     target: float | None = None
     """Fitness that is good enough."""
+    examples: Count | None = None
+    """Budget: examples scored, founders included; what the cache had costs nothing."""
+    tokens: Count | None = None
+    """Budget: tokens through the model, prompts and answers."""
+    seconds: Positive | None = None
+    """Budget: seconds of evaluation; where a run ends then depends on the machine."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ends(cls, value: Any) -> Any:
+        bounds = ("generations", "examples", "tokens", "seconds")
+        if isinstance(value, dict) and not any(value.get(bound) for bound in bounds):
+            return {**value, "generations": value.get("generations", 10)}
+        return value
 
 
 class EvaluatorSpec(Part):
@@ -151,6 +99,15 @@ class CheckpointSpec(Part):
     """Snapshots kept; genomes and outcomes are kept all."""
 
 
+class EnsembleSpec(Part):
+    """The fittest of the last population, answering together."""
+
+    size: Annotated[int, Field(ge=2)] = 3
+    """How many, chosen by fitness on the search split."""
+    combine: Literal["vote", "likelihood"] = "vote"
+    """Majority vote, or the mean of the options' log-likelihoods where there are options."""
+
+
 class ReportSpec(Part):
     """The table at the end, on the final split."""
 
@@ -162,6 +119,8 @@ class ReportSpec(Part):
     """Uniform merges of all experts, shown beside the evolved adapter."""
     rank: Count | None = None
     """Rank of the adapter in `best/`; by default the exact one."""
+    ensemble: EnsembleSpec | None = None
+    """Also show an ensemble of the last population; it costs `size` evaluations on the final split."""
 
 
 class ExpertSpec(Part):
@@ -199,9 +158,10 @@ class Recipe(Part):
     experts: Annotated[tuple[str, ...], Field(min_length=1)]
     """PEFT folders of the LoRA experts."""
     fitness: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
-    """Tasks; the fitness is their weighted mean."""
+    """Tasks, the most important first where the objective asks for an order."""
+    objective: ObjectiveSpec = ObjectiveSpec()
     space: SpaceSpec = SpaceSpec()
-    strategy: GeneticSpec = GeneticSpec()
+    strategy: StrategySpec = StrategySpec()
     post_merge: tuple[OperatorSpec, ...] = ()
     """Hooks after every merge, in order: shipped ones by name, or functions of your own (`my_hook.py`)."""
     stop: StopSpec = StopSpec()

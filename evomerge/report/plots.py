@@ -19,12 +19,19 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette: told apart with any kind of colour vision, and in grey by lightness.
 _BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072B2", "#E69F00", "#009E73", "#999999", "#333333"
-_COLOURS: Mapping[Kind, str] = {"base": "#C8C8C8", "expert": "#56B4E9", "merge": _ORANGE, "evolved": _GREEN}
+_COLOURS: Mapping[Kind, str] = {
+    "base": "#C8C8C8",
+    "expert": "#56B4E9",
+    "merge": _ORANGE,
+    "evolved": _GREEN,
+    "ensemble": "#CC79A7",
+}
 _LABELS: Mapping[Kind, str] = {
     "base": "base",
     "expert": "expert",
     "merge": "uniform merge",
     "evolved": "evolved",
+    "ensemble": "ensemble",
 }
 _DPI = 160
 

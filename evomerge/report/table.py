@@ -24,20 +24,20 @@ from evomerge.types import Score
 if TYPE_CHECKING:
     from rich.table import Table
 
-Kind = Literal["base", "expert", "merge", "evolved"]
-KINDS: tuple[Kind, ...] = ("base", "expert", "merge", "evolved")
+Kind = Literal["base", "expert", "merge", "evolved", "ensemble"]
+KINDS: tuple[Kind, ...] = ("base", "expert", "merge", "evolved", "ensemble")
 _NAME_WIDTH = 22
 _TASK_SPACE = 54  # characters for all tasks together: what name, mean, interval and norm leave of 100
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model on the final split; ``norm`` is the Frobenius norm of its delta-W (0 for the base)."""
+    """One model on the final split; ``norm`` is the Frobenius norm of its delta-W: 0 for the base, none of several."""
 
     name: str
     kind: Kind
     score: Score
-    norm: float
+    norm: float | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class FinalTable:
             if missing:
                 cause = f"{row.name} has no score on {', '.join(missing)}"
                 raise RunError(cause, where="final table", fix="Score every row on every task of the run.")
-            if not math.isfinite(row.norm):
+            if row.norm is not None and not math.isfinite(row.norm):
                 cause = f"{row.name} has a delta-W of norm {row.norm}"
                 raise RunError(cause, where="final table", fix="Leave out rows whose weights are not finite.")
 
@@ -87,7 +87,7 @@ class FinalTable:
         return interval(row.score.examples.get(task, ()), key.at("task", row.name, task))
 
     def grouped(self) -> list[Row]:
-        """Return the rows by kind (base, experts, merges, evolved), otherwise in their order."""
+        """Return the rows by kind (base, experts, merges, evolved, ensemble), otherwise in their order."""
         return sorted(self.rows, key=lambda row: KINDS.index(row.kind))
 
     def best(self) -> dict[str | None, float]:
@@ -102,9 +102,11 @@ class FinalTable:
         """Return a score as text: in % with one decimal, or with three if scores are no shares."""
         return f"{100 * value:.1f}" if self.percent else f"{value:.3f}"
 
-    def size(self, norm: float) -> str:
-        """Return a norm as text, with as many decimals as give the largest norm three digits."""
-        largest = max((row.norm for row in self.rows), default=0.0)
+    def size(self, norm: float | None) -> str:
+        """Return a norm as text, with as many decimals as give the largest norm three digits; "–" for none."""
+        if norm is None:
+            return "–"
+        largest = max((row.norm for row in self.rows if row.norm is not None), default=0.0)
         decimals = 2 - math.floor(math.log10(largest)) if largest > 0 else 2
         return f"{norm:.{max(0, decimals)}f}"
 
@@ -180,7 +182,7 @@ def table_json(table: FinalTable, key: Key) -> dict[str, Any]:
             bounds = table.task_interval(row, task, key)
             tasks[task] = _entry(row.score.tasks[task], bounds) | {"examples": len(row.score.examples.get(task, ()))}
         mean = _entry(table.mean(row), table.mean_interval(row, key))
-        entry = {"name": row.name, "kind": row.kind, "mean": mean, "tasks": tasks, "norm": float(row.norm)}
+        entry = {"name": row.name, "kind": row.kind, "mean": mean, "tasks": tasks, "norm": row.norm}
         rows.append(entry)
     shares = task_shares(table.tasks, table.weights or None)
     return {

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from evomerge.keys import Key
-from evomerge.types import Births, Individual, Outcome, Score, State
+from evomerge.specs import OperatorSpec
+from evomerge.types import Births, Individual, Origin, Outcome, Score, Segment, State
+from evomerge.variation.hooks import HookSpace
+from evomerge.variation.hooks.apply import Hook, after
+from evomerge.variation.merge import MERGES
+
+Merge = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,15 +27,51 @@ class Experts:
     genomes: torch.Tensor
 
 
-class Strategy(Protocol):
-    """Variation and selection over a frozen state. A strategy never sees a fitness, only outcomes."""
+@dataclass(frozen=True)
+class Context:
+    """What a strategy knows of the run it belongs to: coordinates, experts and hooks; never a fitness."""
 
-    def init(self, experts: Experts, key: Key) -> Births:
+    space: HookSpace
+    experts: Experts
+    hooks: tuple[Hook, ...] = ()
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Return which slice of a genome is which tensor."""
+        return tuple(self.space.segments)
+
+    def merge(self, spec: OperatorSpec) -> Merge:
+        """Return ``merge(stack [n, d], weights [n], segments, key) -> [d]`` as a recipe names it, the hooks behind."""
+        return after(MERGES[spec.name].bind(**spec.parameters), self.hooks, self.space)
+
+    def hooks_record(self) -> dict[str, Any]:
+        """Return what the record of a merged birth says of the hooks."""
+        return {"post_merge": [hook.name for hook in self.hooks]} if self.hooks else {}
+
+    def expert_births(self) -> Births:
+        """Return the experts themselves, as founders."""
+        origins = tuple(Origin("expert", details={"name": name}) for name in self.experts.names)
+        return Births(self.experts.genomes, origins)
+
+
+class Strategy(Protocol):
+    """Variation and selection over a frozen state. A strategy never sees a fitness, only outcomes.
+
+    Everything that it remembers is in the state; ``ask`` and ``tell`` of one generation get the same key, so what
+    was drawn in ``ask`` can be drawn again in ``tell``. An outcome may be a ``Failure``, all of them may.
+    """
+
+    @property
+    def population(self) -> int:
+        """Return the most individuals that live."""
+        ...
+
+    def init(self, key: Key) -> Births:
         """Return the founders, to be scored."""
         ...
 
-    def ask(self, state: State, key: Key) -> Births:
-        """Return the genomes to score next."""
+    def ask(self, state: State, key: Key) -> Births | None:
+        """Return the genomes to score next; ``None`` if there is nothing more to try."""
         ...
 
     def tell(self, state: State, births: Births, outcomes: Sequence[Outcome], key: Key) -> State:
@@ -48,36 +91,68 @@ def empty_state(dimension: int) -> State:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The living and the newly born together, in that order: individuals and their genomes ``[n, d]``."""
+    """The living and the newly born together, in that order; a genome ``[d]`` for each, not copied."""
 
     individuals: tuple[Individual, ...]
-    genomes: torch.Tensor
+    genomes: tuple[torch.Tensor, ...]
 
     @classmethod
     def of(cls, state: State, births: Births, outcomes: Sequence[Outcome]) -> Candidates:
         """Join a state's members with the births that could be scored; a genome that already lives is not doubled."""
         individuals = list(state.members)
-        rows = [state.population]
+        genomes = list(state.population)
         seen = {member.digest for member in individuals}
-        for genome, digest, origin, outcome in zip(
-            births.genomes, births.digests, births.origins, outcomes, strict=True
-        ):
-            if isinstance(outcome, Score) and digest not in seen:
-                individuals.append(Individual(digest, outcome, origin, state.generation + 1))
-                rows.append(genome[None])
-                seen.add(digest)
-        return cls(tuple(individuals), torch.cat(rows))
+        for genome, individual in scored(state, births, outcomes):
+            if individual is not None and individual.digest not in seen:
+                individuals.append(individual)
+                genomes.append(genome)
+                seen.add(individual.digest)
+        return cls(tuple(individuals), tuple(genomes))
+
+    @property
+    def fitness(self) -> np.ndarray:
+        """Return everybody's fitness, ``[n]``."""
+        return np.array([individual.score.value for individual in self.individuals])
+
+    def stack(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return the genomes of some as a new stack ``[len(rows), d]``."""
+        return torch.stack([self.genomes[row] for row in rows])
 
 
-def next_state(state: State, candidates: Candidates, survivors: Sequence[int]) -> State:
-    """Return the state in which the survivors live; the best ever is kept even if it does not survive."""
+def scored(state: State, births: Births, outcomes: Sequence[Outcome]) -> list[tuple[torch.Tensor, Individual | None]]:
+    """Return each birth's genome, and who it is if it could be scored, in the order of the births."""
+    rows = zip(births.genomes, births.digests, births.origins, outcomes, strict=True)
+    return [
+        (genome, Individual(digest, outcome, origin, state.generation + 1) if isinstance(outcome, Score) else None)
+        for genome, digest, origin, outcome in rows
+    ]
+
+
+def next_state(
+    state: State,
+    candidates: Candidates,
+    survivors: Sequence[int],
+    *,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> State:
+    """Return the state in which the survivors live; the best ever is kept even if it does not survive.
+
+    Args:
+        state: the one before.
+        candidates: who can survive.
+        survivors: their rows among the candidates.
+        tensors: the strategy's own stacks, if they change.
+        extra: the strategy's own data, if they change.
+    """
     members = tuple(candidates.individuals[i] for i in survivors)
-    tensors = {**state.tensors, "population": candidates.genomes[list(survivors)]}
+    population = candidates.stack(survivors) if survivors else state.population[:0]
+    named = {**state.tensors, **(tensors or {}), "population": population}
     best, stalled = state.best, state.stalled + 1
     if candidates.individuals:
-        top = max(range(len(candidates.individuals)), key=lambda i: (candidates.individuals[i].score.value, -i))
+        top = int(candidates.fitness.argmax())
         found = candidates.individuals[top]
         if best is None or found.score.value > best.score.value:
             best, stalled = found, 0
-            tensors["best"] = candidates.genomes[top : top + 1]
-    return State(state.generation + 1, members, best, stalled, tensors, state.extra)
+            named["best"] = candidates.stack([top])
+    return State(state.generation + 1, members, best, stalled, named, state.extra if extra is None else extra)

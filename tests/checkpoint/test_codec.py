@@ -32,8 +32,10 @@ scores = st.builds(
     floats,
     st.dictionaries(names, floats, max_size=4),
     st.dictionaries(names, st.lists(floats, max_size=5).map(tuple), max_size=3),
+    st.integers(0, 10**15),
 )
-failures = st.builds(Failure, st.sampled_from(["exception", "not_finite", "wrong_type", "time_limit"]), st.text())
+KINDS = ["exception", "not_finite", "wrong_type", "time_limit", "budget"]
+failures = st.builds(Failure, st.sampled_from(KINDS), st.text())
 origins = st.builds(Origin, names, st.lists(names, max_size=3).map(tuple), st.dictionaries(names, plain, max_size=3))
 individuals = st.builds(Individual, names, scores, origins, st.integers(-1, 10**6))
 
@@ -63,6 +65,12 @@ def test_every_finite_float64_keeps_its_bits(bits: int) -> None:
         score = decode_outcome(through_json(encode_outcome(Score(value))))
         assert isinstance(score, Score)
         assert int(np.float64(score.value).view(np.uint64)) == bits
+
+
+def test_a_score_from_before_tokens_were_counted_has_none() -> None:
+    data = encode_outcome(Score(0.5, {"t": 0.5}, {"t": (0.0, 1.0)}, tokens=9))
+    assert data["score"].pop("tokens") == 9
+    assert decode_outcome(through_json(data)) == Score(0.5, {"t": 0.5}, {"t": (0.0, 1.0)}, tokens=0)
 
 
 def test_encoding_leaves_its_argument_alone_and_shares_nothing() -> None:

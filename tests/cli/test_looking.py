@@ -11,7 +11,7 @@ import yaml
 from commands import Commands, parse
 from evomerge.cli import app
 from evomerge.recipe.operators import LISTED
-from evomerge.recipe.schema import GeneticSpec
+from evomerge.strategies import STRATEGIES
 
 VERBS = [str(command.name) for command in app.registered_commands]
 OPERATORS = sorted({name for registry in LISTED for name in registry})
@@ -80,7 +80,7 @@ def test_explain_tells_paper_and_parameters(evomerge: Commands, name: str) -> No
 
 def test_explain_genetic_lists_every_parameter_of_the_recipe(evomerge: Commands) -> None:
     text = evomerge("explain", "genetic").out
-    for section, field in GeneticSpec.model_fields.items():
+    for section, field in STRATEGIES["genetic"].schema.model_fields.items():
         below = getattr(field.annotation, "model_fields", {}) if section in ("founders", "crossover") else {}
         for name in [f"{section}.{key}" for key in below] or [section]:
             assert f"\n  {name}: " in text

@@ -2,18 +2,25 @@ from __future__ import annotations
 
 import math
 import textwrap
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evomerge.errors import FitnessError
 from evomerge.evaluation.data import Data
 from evomerge.evaluation.fitness import Fitness, Task, WrongType, build_fitness, load_task, named_scores
 from evomerge.evaluation.local import score
+from evomerge.evaluation.objective import Objective
 from evomerge.evaluation.scorers import Generation
 from evomerge.testing import ScriptedModel
-from evomerge.types import Failure
+from evomerge.types import Failure, digest_json
 
 MODEL = ScriptedModel()
 
@@ -29,9 +36,9 @@ def write(tmp_path):
     return write
 
 
-def fitness_of(tmp_path, result, weight=1.0, name="mine"):
+def fitness_of(tmp_path, result, weight=1.0, name="mine", direction="maximize"):
     (tmp_path / "mine.py").touch()
-    return Task(name, lambda model, split: result, tmp_path / "mine.py", weight)
+    return Task(name, lambda model, split: result, tmp_path / "mine.py", weight, direction=direction)
 
 
 def outcome(function, tmp_path):
@@ -109,6 +116,65 @@ def test_scores_are_kept_by_task_and_example_and_the_mean_is_weighted(tmp_path):
     assert build_fitness(tasks).shares(result.tasks) == {"a": 3.0, "b.x": 0.5, "b.y": 0.5}
 
 
+def test_what_is_minimised_is_negated_and_called_so(tmp_path):
+    tasks = [
+        fitness_of(tmp_path, [0.5, 0.0], weight=3, name="loss", direction="minimize"),
+        fitness_of(tmp_path, {"x": 2, "y": [-1.0, 0.5]}, name="b", direction="minimize"),
+        fitness_of(tmp_path, 0.5, name="acc"),
+    ]
+    fitness = build_fitness(tasks)
+    result = fitness(MODEL, "search")
+    assert result.tasks == {"-loss": -0.25, "-b.x": -2.0, "-b.y": 0.25, "acc": 0.5}
+    assert result.examples == {"-loss": (-0.5, 0.0), "-b.x": (-2.0,), "-b.y": (1.0, -0.5), "acc": (0.5,)}
+    assert str(result.examples["-loss"]) == "(-0.5, 0.0)"  # no loss is 0, not -0
+    assert result.value == pytest.approx((3 * -0.25 + (-2 + 0.25) / 2 + 0.5) / 5)
+    assert fitness.shares(result.tasks) == {"-loss": 3.0, "-b.x": 0.5, "-b.y": 0.5, "acc": 1.0}
+
+
+def test_a_generation_that_is_minimised_is_negated_too(tmp_path):
+    task = replace(generation("a", ("\n",), ["1", "2"], tmp_path), direction="minimize")
+    result = Fitness((task,))(ScriptedModel([("a 0", "1")]), "search")
+    assert (result.value, result.tasks, result.examples) == (-0.5, {"-a": -0.5}, {"-a": (-1.0, 0.0)})
+
+
+numbers = st.floats(-1e6, 1e6)
+results = st.one_of(numbers, st.dictionaries(st.sampled_from("xyz"), numbers, min_size=1))
+
+
+@given(st.lists(st.tuples(results, st.floats(1e-3, 1e3), st.sampled_from(["maximize", "minimize"])), min_size=1))
+def test_the_weighted_sum_is_the_fitness_bit_for_bit(rows):
+    tasks = [
+        Task(f"task{number}", lambda *_, result=result: result, Path("mine.py"), weight, direction=direction)
+        for number, (result, weight, direction) in enumerate(rows)
+    ]
+    fitness = build_fitness(tasks)
+    found = fitness(MODEL, "search")
+    shares = fitness.shares(found.tasks)
+    assert list(shares) == list(found.tasks)
+    assert repr(Objective("weighted_sum", shares).apply(found)) == repr(found)
+    exact = [
+        Fraction(weight)
+        * (1 if direction == "maximize" else -1)
+        * (mean(map(Fraction, result.values())) if isinstance(result, dict) else Fraction(result))
+        for result, weight, direction in rows
+    ]
+    value = sum(exact) / sum(Fraction(weight) for _, weight, _ in rows)
+    assert found.value == pytest.approx(float(value), rel=1e-9, abs=1e-6)
+
+
+def test_the_tokens_of_a_score_are_its_own(tmp_path):
+    class Counting(ScriptedModel):
+        def generate(self, prompts, **options):
+            self.tokens_used += sum(map(len, prompts))
+            return super().generate(prompts, **options)
+
+    model = Counting()
+    tasks = (generation("a", ("\n",), ["1", "2"], tmp_path), generation("bb", (), ["3"], tmp_path))
+    fitness = Fitness((*tasks, Task("plain", lambda model, split: len(model.generate(["x"])), tmp_path / "mine.py")))
+    assert [fitness(model, "search").tokens for _ in range(2)] == [3 + 3 + 4 + 1] * 2
+    assert fitness(MODEL, "search").tokens == 0
+
+
 def generation(name, stop, answers, tmp_path, kind=Generation):
     rows = [{"q": f"{name} {i}", "a": answer} for i, answer in enumerate(answers)]
     (tmp_path / "mine.py").touch()
@@ -153,10 +219,30 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
     assert str(caught.value) == "two fitness tasks are named 'mine'\n  where: fitness\n  to do: Give one a `name:`."
 
 
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ([("b", "minimize"), ("-b", "maximize")], "two fitness tasks are named"),
+        ([("b", "maximize"), ("b", "minimize")], "two fitness tasks are named 'b'"),
+        ([("a.x", "maximize"), ("a", "maximize")], "the fitness task 'a.x' is named like a part of 'a'"),
+        ([("a", "minimize"), ("a.x", "minimize")], "the fitness task '-a.x' is named like a part of '-a'"),
+    ],
+)
+def test_tasks_that_tables_could_not_tell_apart_are_refused(names, text, tmp_path):
+    with pytest.raises(FitnessError) as caught:
+        build_fitness(fitness_of(tmp_path, 1.0, name=name, direction=direction) for name, direction in names)
+    assert caught.value.cause.startswith(text)
+    names = [("a", "maximize"), ("a.x", "minimize"), ("ab", "maximize"), ("b", "maximize")]
+    build_fitness(fitness_of(tmp_path, 1.0, name=name, direction=direction) for name, direction in names)
+
+
 def test_a_plain_function_in_a_file_anywhere(write):
     task = load_task(write("def fitness(model, split):\n    return [1.0, 0.0] if split == 'search' else 0.25"), 2.0)
     assert (task.name, task.weight, task.data, task.examples("search")) == ("mine", 2.0, None, 0)
     assert (task.function(MODEL, "search"), task.function(MODEL, "final")) == ([1.0, 0.0], 0.25)
+    assert (task.direction, task.reported) == ("maximize", "mine")
+    loss = load_task(str(task.source), 2.0, "loss", "minimize")
+    assert (loss.direction, loss.name, loss.reported) == ("minimize", "loss", "-loss")
 
 
 @pytest.mark.parametrize(
@@ -256,13 +342,17 @@ def test_the_digest_covers_rows_of_other_files(write, tmp_path):
     assert digest('{"q": "a", "a": "b"}\n') == first
 
 
-def test_the_fitness_digest_covers_names_and_weights(tmp_path):
+def test_the_fitness_digest_covers_names_weights_and_directions(tmp_path):
     def digest(*tasks):
         return build_fitness(tasks).digest
 
     a, b = fitness_of(tmp_path, 1.0, name="a"), fitness_of(tmp_path, 1.0, name="b")
     heavier = fitness_of(tmp_path, 1.0, weight=2, name="a")
-    assert len({digest(a), digest(b), digest(a, b), digest(heavier, b), digest(heavier)}) == 5
+    minimised, dash = fitness_of(tmp_path, 1.0, name="a", direction="minimize"), fitness_of(tmp_path, 1.0, name="-a")
+    kinds = [(a,), (b,), (a, b), (heavier, b), (heavier,), (minimised,), (dash,), (minimised, b)]
+    assert len({digest(*tasks) for tasks in kinds}) == len(kinds)
+    # As it was before there were directions: those runs are resumed.
+    assert digest(a, b) == digest_json([("a", a.digest, 1.0), ("b", b.digest, 1.0)])
 
 
 def test_check_reports_every_task_and_a_loader_that_fails(write):

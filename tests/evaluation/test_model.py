@@ -144,6 +144,43 @@ def test_rows_that_are_done_leave_the_batch(model, monkeypatch):
     assert rows == [3, 2, 1, 1]
 
 
+def count(model, text):
+    return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 70, 4096])
+def test_generating_takes_the_prompts_and_what_is_chosen(batch_tokens, loaded):
+    model = Model(*loaded, batch_tokens=batch_tokens)
+    assert model.tokens_used == 0
+    limits = [1, 7, 3, 5, 2, 9]  # all are reached: see test_each_prompt_has_its_own_limit
+    model.generate(PROMPTS, max_new_tokens=limits)
+    prompts = sum(count(model, prompt) for prompt in PROMPTS)
+    assert model.tokens_used == prompts + sum(limits)
+    model.generate(PROMPTS, max_new_tokens=limits)  # tokenised once, read twice
+    assert model.tokens_used == 2 * (prompts + sum(limits))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 70, 4096])
+def test_the_last_token_is_taken_though_it_is_cut_off(batch_tokens, loaded):
+    network, tokenizer = loaded
+    rows = [oracle(network, tokenizer, prompt, 20) for prompt in PROMPTS]
+    stop = tokenizer.decode(rows[2][3])
+    end = rows[1][5]
+    taken = [next((i for i, token in enumerate(row, 1) if token in (end, rows[2][3])), 20) for row in rows]
+    assert len(set(taken)) > 2  # some stop, some end, some go on to their limit
+    network.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
+    model = Model(network, tokenizer, batch_tokens=batch_tokens)
+    model.generate(PROMPTS, max_new_tokens=20, stop=(stop,))
+    assert model.tokens_used == sum(count(model, prompt) for prompt in PROMPTS) + sum(taken)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
+def test_a_likelihood_takes_context_and_continuation(batch_tokens, loaded):
+    model = Model(*loaded, batch_tokens=batch_tokens)
+    model.loglikelihood([*PAIRS, ("a", "")])
+    assert model.tokens_used == sum(count(model, context) + count(model, text) for context, text in PAIRS) + 1
+
+
 def test_an_empty_prompt_is_refused(model):
     with pytest.raises(FitnessError, match="prompt 1 of 2 is empty") as caught:
         model.generate(["a", ""])
@@ -155,6 +192,7 @@ def test_an_empty_prompt_is_refused(model):
 def test_nothing_asked_is_nothing_answered(model):
     assert model.generate([]) == []
     assert model.loglikelihood([]) == []
+    assert model.tokens_used == 0
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 4096])

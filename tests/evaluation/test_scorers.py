@@ -4,7 +4,7 @@ import pytest
 
 from evomerge.evaluation.data import Data
 from evomerge.evaluation.model import Model, load_base
-from evomerge.evaluation.scorers import Generation, MultipleChoice, exact_match, render
+from evomerge.evaluation.scorers import Generation, MultipleChoice, exact_match, generate_together, render
 from evomerge.testing import ScriptedModel
 
 DATA = Data(
@@ -54,6 +54,38 @@ def test_an_answer_that_cannot_be_parsed_scores_zero():
     assert scorer(model, "search") == [0.0, 0.75]
 
 
+def test_answers_and_their_scores_are_two_steps():
+    scorer = Generation(data=DATA, prompt="{country}", answer="{capital}", parse=lambda text: text[1:] or None)
+    assert scorer.answers(["xRome", "x"]) == ["Rome", None]
+    assert scorer.judge(["n'djamena", "Paris"], "search") == [1.0, 0.0]
+    assert scorer.judge([None, "Rome"], "search") == [0.0, 1.0]
+    assert scorer.grade(["x", "xRome"], "search") == [0.0, 1.0]
+    with pytest.raises(ValueError, match="longer"):
+        scorer.judge(["Rome"], "search")
+
+
+def test_scorers_with_the_same_stop_strings_are_generated_together():
+    calls = []
+
+    class Watched(ScriptedModel):
+        def generate(self, prompts, *, max_new_tokens=16, stop=()):
+            calls.append((list(prompts), max_new_tokens, stop))
+            return super().generate(prompts, max_new_tokens=max_new_tokens, stop=stop)
+
+    scorers = {
+        "a": Generation(data=DATA, prompt="{country}", answer="", max_new_tokens=2),
+        "b": Generation(data=DATA, prompt="of {country}", answer="", stop=()),
+        "c": Generation(data=DATA, prompt="in {country}", answer="", stop=["\n"], max_new_tokens=3),
+    }
+    model = Watched([("Chad", "1"), ("Italy", "2\n3"), ("of Italy", "4\n5"), ("in Chad", "6")])
+    assert generate_together(model, scorers, "search") == {"a": ["1", "2"], "b": ["", "4\n5"], "c": ["6", ""]}
+    assert calls == [
+        (["of Chad", "of Italy"], [16, 16], ()),
+        (["Chad", "Italy", "in Chad", "in Italy"], [2, 2, 3, 3], ("\n",)),
+    ]
+    assert generate_together(model, {}, "search") == {}
+
+
 def test_pairs_are_what_an_expert_is_trained_on():
     assert CAPITALS.pairs("train") == [("Capital of Peru:", " Lima")]
     assert choice().pairs("train") == [("Capital of Peru:", " Lima")]
@@ -90,6 +122,14 @@ def test_normalize_divides_by_the_characters_of_an_option_without_its_space():
     model = Likely({" Buenos Aires": -12.0, " N'Djamena": -8.1, " Rome": -8.0, " X": -4.0})
     assert choice()(model, "search") == [0.0, 0.0]
     assert choice(normalize=True)(model, "search") == [1.0, 0.0]
+
+
+def test_likelihoods_and_the_score_of_a_choice_are_two_steps():
+    model = Likely({" Buenos Aires": -12.0, " N'Djamena": -9.0, " Rome": -8.0, " X": -4.0})
+    assert choice().likelihoods(model, "search") == [[-12.0, -9.0, -4.0], [-12.0, -8.0, -4.0]]
+    assert choice(normalize=True).likelihoods(model, "search") == [[-1.0, -1.0, -4.0], [-1.0, -2.0, -4.0]]
+    assert choice(normalize=True)(model, "search") == [0.0, 0.0]  # of equals the first
+    assert choice().judge([1, 2], "search") == [1.0, 0.0]
 
 
 def test_multiple_choice_with_a_real_model(pico_base):

@@ -10,8 +10,9 @@ import yaml
 from evomerge.errors import EvomergeError, Problems, RecipeError
 from evomerge.launch import recipe_text
 from evomerge.recipe.load import load_recipe, operators, parse_recipe
-from evomerge.recipe.schema import SpaceSpec
+from evomerge.recipe.schema import SpaceSpec, StrategySpec
 from evomerge.spaces import SPACES
+from evomerge.strategies import STRATEGIES
 
 GOOD = """\
 name: run
@@ -38,14 +39,20 @@ def test_a_minimal_recipe_has_the_defaults() -> None:
     ("line", "cause", "where", "fix"),
     [
         ("spce: {name: subspace}", "unknown key 'spce'", "line 5: spce", "Did you mean 'space'?"),
-        ("strategy: {populaton: 5}", "unknown key 'populaton'", "line 5: strategy.populaton", "'population'?"),
+        ("strategy: {populaton: 5}", "no parameter 'populaton'", "line 5: strategy.populaton", "'population'?"),
         ("stop: {generations: many}", "stop.generations = 'many'", "line 5: stop.generations", "Correct"),
         ("stop: {generations: 0}", "greater than or equal to 1", "line 5: stop.generations", "Correct"),
         ("stop: {target: .nan}", "it should be a finite number", "line 5: stop.target", "Correct"),
-        ("strategy: {name: swarm}", "it should be 'genetic'", "line 5: strategy.name", "Correct"),
+        ("strategy: {name: genetc}", "No strategy 'genetc'", "line 5: strategy.name", "Did you mean 'genetic'?"),
         ("space: {name: subspce}", "it should be 'subspace', 'factors' or 'dense'", "line 5: space.name", "Correct"),
-        ("strategy: {crossover: {rate: 1.5}}", "less than or equal to 1", "strategy.crossover.rate", "Correct"),
-        ("strategy: {survivors: ties}", "it should be a valid dictionary", "line 5: strategy.survivors", "Correct"),
+        ("strategy: {crossover: {rate: 1.5}}", "less than or equal to 1", "strategy.crossover.rate", "explain genetic"),
+        (
+            "strategy: {crossover: {tials: 1}}",
+            "genetic has no parameter 'crossover.tials'",
+            "line 5: strategy.crossover.tials",
+            "Did you mean 'trials'?",
+        ),
+        ("strategy: {survivors: ties}", "it should be a valid dictionary", "line 5: strategy.survivors", "explain"),
         (
             "strategy: {crossover: {merge: {name: tees}}}",
             "No merge method 'tees'",
@@ -74,8 +81,8 @@ def test_a_minimal_recipe_has_the_defaults() -> None:
         (
             "strategy: {population: 3, survivors: {name: rank, elites: 4}}",
             "survivors.elites = 4 is more than the population of 3",
-            "line 5: strategy",
-            "Correct",
+            "line 5: strategy.survivors.elites",
+            "Ask for fewer elites",
         ),
         ("report: {baselines: [{name: linear}, {name: x}]}", "No merge method 'x'", "report.baselines.1.name", "Known"),
     ],
@@ -165,7 +172,7 @@ def test_overrides_reach_any_depth() -> None:
             "base=a=b",
         ],
     )
-    assert recipe.strategy.crossover.merge.parameters == {"density": 0.3, "lam": 2}
+    assert recipe.strategy.parameters == {"crossover": {"merge": {"name": "ties", "density": 0.3, "lam": 2}}}
     assert recipe.experts == ("a", "c")
     assert recipe.fitness[0].weight == 3
     assert (recipe.stop.target, recipe.base) == (0.5, "a=b")
@@ -214,9 +221,14 @@ def test_the_text_of_a_recipe_reads_back_as_the_same_recipe() -> None:
 
 
 def test_every_operator_is_found_for_checking() -> None:
-    data = yaml.safe_load(recipe_text(parse_recipe(GOOD, "my.yaml")))
+    recipe = parse_recipe(GOOD, "my.yaml")
+    everything = STRATEGIES["genetic"].spelled_out(recipe.strategy.parameters)
+    strategy = StrategySpec(name="genetic", **everything)
+    data = yaml.safe_load(recipe_text(recipe.model_copy(update={"strategy": strategy})))
     found = {".".join(map(str, place)): spec.name for place, spec in operators(data)}
     assert found == {
+        "strategy": "genetic",
+        "objective": "weighted_sum",
         "strategy.founders.merge": "linear",
         "strategy.crossover.select": "fitness_proportional",
         "strategy.crossover.merge": "linear",

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from pydantic import BaseModel
 
-from evomerge.engine import Stop
 from evomerge.keys import Key
-from evomerge.recipe.build import build_genetic, load_hooks, with_hooks
+from evomerge.recipe.build import build_strategy, load_hooks
 from evomerge.recipe.load import parse_recipe
 from evomerge.recipe.operators import REGISTRIES
-from evomerge.recipe.schema import GeneticSpec, OperatorSpec, Part, StopSpec
-from evomerge.strategies.base import Experts, empty_state
+from evomerge.recipe.schema import StopSpec
+from evomerge.specs import Part
+from evomerge.stop import Cost, Stop
+from evomerge.strategies import STRATEGIES
+from evomerge.strategies.base import Context, Experts, empty_state
 from evomerge.types import Score, Segment, State
 
 RECIPE = """\
@@ -50,12 +53,15 @@ class Flat:
 def trajectory(*overrides: str) -> str:
     """Return the digest of the last state of a search whose fitness is closeness to a target."""
     recipe = parse_recipe(RECIPE, "synthetic.yaml", overrides)
-    strategy = with_hooks(build_genetic(recipe.strategy, SEGMENTS), load_hooks(recipe), Flat())
-    stop = Stop(recipe.stop.generations, recipe.stop.patience, recipe.stop.target)
+    strategy = build_strategy(recipe, Context(Flat(), Experts(tuple("abcd"), FOUR), load_hooks(recipe)))
+    stop = Stop(**recipe.stop.model_dump())
     state: State = empty_state(40)
-    while state.best is None or stop.reason(state) is None:
+    scored = 0
+    while state.best is None or stop.reason(state, Cost(10 * scored, 100 * scored, scored), Cost(10, 100)) is None:
         key = Key(recipe.seed).at("generation", state.generation + 1)
-        births = strategy.ask(state, key) if state.best else strategy.init(Experts(tuple("abcd"), FOUR), key)
+        births = strategy.ask(state, key) if state.best else strategy.init(key)
+        assert births is not None
+        scored += len(births.origins)
         scores = [Score(math.exp(-float(((x - TARGET) / SCALES).square().mean()))) for x in births.genomes]
         state = strategy.tell(state, births, scores, key)
     return state.digest
@@ -135,6 +141,9 @@ CHANGES = {
     "stop.generations": ("3",),
     "stop.patience": ("1", "strategy.crossover.rate=0", "strategy.mutation.rate=0"),
     "stop.target": ("0.1",),
+    "stop.examples": ("150",),
+    "stop.tokens": ("1500",),
+    "stop.seconds": ("15",),
 }
 PLACES = {
     "parent selection": "strategy.crossover.select",
@@ -143,8 +152,7 @@ PLACES = {
     "hook": "post_merge.0",
 }
 NO_SAY = {
-    "strategy.name",  # there is one, and one mutation
-    "strategy.mutation.name",
+    "strategy.mutation.name",  # there is one
     "survivor selection truncation.elites",  # the fittest are kept, elites or not
     "merge method dare_linear.compat",  # differs on weights that do not sum to 1; crossover's always do
     "merge method magnitude_prune.compat",  # so does this, and both differ on tensors smaller than 1 / density
@@ -167,21 +175,22 @@ def test_it_changes_the_trajectory(parameter: str) -> None:
 
 
 def test_no_parameter_is_left_out() -> None:
+    """The other strategies' parameters have a test of their own, and so have the objectives'."""
     stop = {f"stop.{name}" for name in StopSpec.model_fields}
     operators = {
         f"{registry.kind} {name}.{parameter}"
         for registry in REGISTRIES.values()
         for name in registry
         for parameter in registry[name].schema.model_fields
-        if registry.kind != "mutation"
+        if registry.kind not in ("mutation", "strategy", "objective")
     }
     gaussian = {f"strategy.mutation.{name}" for name in REGISTRIES["mutation"]["gaussian"].schema.model_fields}
-    every = {"seed", "post_merge", *stop, *operators, *gaussian, *_leaves(GeneticSpec, "strategy")}
+    every = {"seed", "post_merge", *stop, *operators, *gaussian, *_leaves(STRATEGIES["genetic"].schema, "strategy")}
     assert every == CHANGES.keys() | NO_SAY
     assert list(REGISTRIES["mutation"]) == ["gaussian"]
 
 
-def _leaves(part: type[Part] | type[OperatorSpec], place: str) -> Iterator[str]:
+def _leaves(part: type[BaseModel], place: str) -> Iterator[str]:
     for name, field in part.model_fields.items():
         kind = field.annotation
         if (isinstance(kind, type) and issubclass(kind, Part)) or name == "mutation":

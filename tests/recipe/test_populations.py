@@ -34,7 +34,7 @@ def test_it_builds_on_experts_of_the_pico_base(
     if path.name == TEMPLATE:
         overrides.append(f"fitness=[{ROOT / 'fitness' / 'template.py'}]")
     setup = build(load_recipe(path, overrides))
-    assert len(setup.strategy.init(setup.experts, setup.key).origins) >= 2
+    assert len(setup.strategy.init(setup.key).origins) >= 2
     assert all(task.source.parent == ROOT / "fitness" for task in setup.fitness.tasks)
 
 

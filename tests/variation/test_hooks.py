@@ -14,9 +14,9 @@ from evomerge.experts.pool import load_pool
 from evomerge.keys import Key
 from evomerge.spaces import GenomeSpace, build_space
 from evomerge.types import digest_tensor
+from evomerge.userfile import absolute
 from evomerge.variation.hooks import HOOKS
 from evomerge.variation.hooks.apply import Hook, after, apply_hooks, bind_hook
-from evomerge.variation.hooks.user import absolute
 from evomerge.variation.merge import MERGES
 
 KEY = Key(2)
@@ -180,7 +180,7 @@ def test_bad_parameters_of_a_users_function_are_named(write: Write) -> None:
         (
             "def hook(child, parents, space, key, *, strength=1.0): ...",
             "the parameters of `hook` in mine.py cannot be checked: TypeError: hook: parameter 'strength' needs an",
-            "Declare each after a `*`, with a type",
+            "Declare each as keyword-only, with a type",
         ),
         (
             "def hook(child, parents, space, key, *, strength: 'Nothing' = 1): ...",

@@ -11,10 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from evomerge.errors import RecipeError
-from evomerge.registry import Operator, Registry
 from evomerge.types import Segment
-from evomerge.variation.hooks.user import is_file, load_hook
+from evomerge.userfile import OpenRegistry
 
 
 class HookSpace(Protocol):
@@ -34,29 +32,14 @@ class HookSpace(Protocol):
         ...
 
 
-class HookRegistry(Registry[..., Tensor]):
-    """The shipped hooks by name, and any user's by the path of its file."""
-
-    def __getitem__(self, name: str) -> Operator[..., Tensor]:
-        """Return the hook; a user's file is loaded anew.
-
-        Raises:
-            RecipeError: there is no such hook, or its file does not give one.
-        """
-        if is_file(name):
-            return load_hook(name)
-        try:
-            return super().__getitem__(name)
-        except RecipeError as error:
-            fix = f"{error.fix} Or give the path of a file: my_hook.py."
-            raise RecipeError(error.cause, where=error.where, fix=fix) from None
-
-
-HOOKS = HookRegistry(
+HOOKS: OpenRegistry[Tensor] = OpenRegistry(
     "hook",
     (
         "evomerge.variation.hooks.drop",
         "evomerge.variation.hooks.norm",
         "evomerge.variation.hooks.rht",
     ),
+    arguments=("child", "parents", "space", "key"),
+    example="Define `def hook(child, parents, space, key, *, strength: float = 1.0): ...` and return the new child.",
+    group="evomerge.hooks",
 )

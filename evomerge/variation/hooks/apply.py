@@ -12,8 +12,8 @@ from torch import Tensor
 from evomerge.errors import EvomergeError, RunError
 from evomerge.keys import Key
 from evomerge.types import Segment
+from evomerge.userfile import UserOperator
 from evomerge.variation.hooks import HOOKS, HookSpace
-from evomerge.variation.hooks.user import UserHook
 
 Merge = Callable[..., Tensor]
 
@@ -69,7 +69,7 @@ def bind_hook(name: str, parameters: Mapping[str, Any]) -> Hook:
         Problems: every bad parameter.
     """
     operator = HOOKS[name]
-    return Hook(name, operator.bind(**parameters), operator.digest if isinstance(operator, UserHook) else "")
+    return Hook(name, operator.bind(**parameters), operator.digest if isinstance(operator, UserOperator) else "")
 
 
 def apply_hooks(child: Tensor, parents: Tensor, space: HookSpace, hooks: Sequence[Hook], key: Key) -> Tensor:

@@ -1,10 +1,4 @@
-"""Conformance suites for plug-ins: inherit one, name your file, run pytest. Only for tests; needs pytest.
-
-from evomerge.testing import FitnessSuite
-
-class TestMine(FitnessSuite):
-    path = "my_fitness.py"
-"""
+"""The suite for authors of fitness files, and a model that answers from a script."""
 
 from __future__ import annotations
 

@@ -1,0 +1,153 @@
+"""CMA-ES over merge coefficients, as mergekit-evolve does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from deap import cma
+
+from evomerge.keys import Key
+from evomerge.selection.survivors import SURVIVORS
+from evomerge.specs import Positive
+from evomerge.strategies import STRATEGIES
+from evomerge.strategies.base import Candidates, Context, next_state
+from evomerge.strategies.coefficients import Coefficients, GenotypeSpec, genes_fit
+from evomerge.types import Births, Outcome, Score, State
+
+# Relative to the bounds: no float32 genome shows a smaller step, and a larger one is mirrored back at random.
+SMALLEST, LARGEST = 1e-7, 1.0
+_CONDITION = 1e14
+# Beyond this, NumPy's linear algebra is spread over threads, and its last bits depend on how many there are.
+MOST = 200
+
+
+class Point(list[float]):
+    """A point with a fitness, as DEAP wants it; whoever has none ranks below everybody who has."""
+
+    fitness: tuple[bool, float] = (False, 0.0)
+
+    @classmethod
+    def scored(cls, values: Any, outcome: Outcome, penalty: float = 0.0) -> Point:
+        """Return a point with an outcome's fitness, less a penalty."""
+        point = cls(values)
+        if isinstance(outcome, Score):
+            point.fitness = (True, outcome.value - penalty)
+        return point
+
+
+@STRATEGIES.register(
+    "cma",
+    paper="Hansen and Ostermeier 2001, Completely derandomized self-adaptation; on merges: Goddard et al. 2024, "
+    "Arcee's MergeKit (arXiv:2403.13257), mergekit-evolve",
+    rule=genes_fit,
+)
+@dataclass(frozen=True)
+class Cma:
+    """CMA-ES over merge coefficients: a Gaussian that learns which mixtures of experts are good.
+
+    With coefficients u in units of their bounds' width (0 the lowest, 1 the highest), DEAP's ``cma.Strategy``:
+
+        u_k    ~ m + s N(0, C)                                  k = 1 .. N births, mirrored into the bounds
+        m     <- sum_{i <= mu} a_i u_{i:N}                      the better half; a_i ~ log(mu + 1/2) - log i
+        p_s   <- (1 - c_s) p_s + sqrt(c_s (2 - c_s) mu_eff) C^(-1/2) (m - m_old) / s
+        p_c   <- (1 - c_c) p_c + h sqrt(c_c (2 - c_c) mu_eff) (m - m_old) / s
+        C     <- (1 - c_1 - c_mu) C + c_1 p_c p_c^T + c_mu sum_i a_i y_i y_i^T,  y_i = (u_{i:N} - m_old) / s
+        s     <- s exp(c_s / d (|p_s| / E|N(0, 1)| - 1)),  at most 1
+
+    The founders are the experts and the uniform merge, from where m starts. A birth that cannot be scored ranks last; a
+    generation in which fewer than mu could be scored leaves the Gaussian as it is. The search ends when its steps are
+    too small for a genome to show. The `population` best that were ever scored live.
+
+    Differs from the authors' code: mergekit-evolve has CMA-ES over five methods, without seed, bounds or resume; here
+    any method and its numeric parameters, within bounds. Differs from the paper: as DEAP does; bounds by mirroring;
+    s is at most the bounds' width; at most 200 coefficients.
+
+    Shapes: births and population ``[n, d]``; own stacks ``centroid [1, m]``, ``paths [2, m]``, ``covariance [1, m m]``.
+
+    Attributes:
+        population: births a generation, N, and the most members that live.
+        sigma: the first s.
+        genotype: which numbers are searched.
+    """
+
+    context: Context
+    _: KW_ONLY
+    population: Annotated[int, Ge(2)] = 12
+    sigma: Positive = 1 / 6
+    genotype: GenotypeSpec = GenotypeSpec()
+
+    def __post_init__(self) -> None:
+        self._coefficients.check(MOST)
+
+    def init(self, key: Key) -> Births:
+        """Return the experts and the uniform merge."""
+        return self._coefficients.founders(self._coefficients.uniform()[None], key)
+
+    def ask(self, state: State, key: Key) -> Births | None:
+        """Return merges at points drawn from the Gaussian; ``None`` once its steps are too small, or it is flat."""
+        gaussian = self._gaussian(state)
+        spread = gaussian.diagD
+        if not (gaussian.sigma * spread.max() > SMALLEST and spread.max() ** 2 < _CONDITION * spread.min() ** 2):
+            return None
+        return self._coefficients.births(self._coefficients.scaled(np.array(draw(gaussian, key))), key)
+
+    def tell(self, state: State, births: Births, outcomes: Sequence[Outcome], key: Key) -> State:
+        """Return the state with the Gaussian moved to the better half of the births."""
+        gaussian = self._gaussian(state)
+        if state.generation >= 0:
+            points = [
+                Point.scored(point, outcome) for point, outcome in zip(draw(gaussian, key), outcomes, strict=True)
+            ]
+            if sum(point.fitness[0] for point in points) >= gaussian.mu:
+                gaussian.update(points)
+        candidates = Candidates.of(state, births, outcomes)
+        survivors = self._survive(candidates.fitness, self.population, key)
+        stacks = {
+            "centroid": row(gaussian.centroid),
+            "paths": torch.cat([row(gaussian.ps), row(gaussian.pc)]),
+            "covariance": row(gaussian.C),
+        }
+        extra = {"sigma": min(float(gaussian.sigma), LARGEST), "updates": gaussian.update_count}
+        return next_state(state, candidates, survivors, tensors=stacks, extra=extra)
+
+    def births_per_generation(self) -> float:
+        """Return ``population``."""
+        return self.population
+
+    def _gaussian(self, state: State) -> Any:
+        """Return DEAP's object as the state remembers it; its eigenvectors are found anew from C, as DEAP does."""
+        if state.generation < 0:
+            start = self._coefficients.unscaled(self._coefficients.uniform())
+            return cma.Strategy(start, self.sigma, lambda_=self.population)
+        (centroid,), (ps, pc), (flat,) = (state.tensors[name].numpy() for name in ("centroid", "paths", "covariance"))
+        square = flat.reshape(len(centroid), -1)
+        with np.errstate(invalid="ignore"):  # a matrix that rounding made indefinite; `ask` sees it
+            gaussian = cma.Strategy(centroid, state.extra["sigma"], lambda_=self.population, cmatrix=square)
+        gaussian.ps, gaussian.pc, gaussian.update_count = ps, pc, state.extra["updates"]
+        return gaussian
+
+    @cached_property
+    def _coefficients(self) -> Coefficients:
+        return Coefficients(self.context, self.genotype)
+
+    @cached_property
+    def _survive(self) -> Any:
+        return SURVIVORS["truncation"].bind()
+
+
+def draw(distribution: Any, key: Key) -> list[Point]:
+    """Return the points that a distribution of DEAP's generates: in `tell` the same as in `ask`."""
+    with key.at("draw").global_numpy():
+        points: list[Point] = distribution.generate(Point)
+    return points
+
+
+def row(values: Any) -> torch.Tensor:
+    """Return an array's numbers as one row of a state's stack."""
+    return torch.from_numpy(np.array(values, dtype=np.float64).reshape(1, -1))

@@ -1,0 +1,230 @@
+"""The genotype of strategies that search for merge coefficients: a weight for each expert, in each group of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import AfterValidator, Field
+
+from evomerge.errors import Problems, RecipeError
+from evomerge.keys import Key
+from evomerge.specs import Count, OperatorSpec, Part
+from evomerge.strategies.base import Context
+from evomerge.types import Births, Origin, Segment, digest_rows
+from evomerge.variation.groups import Group, group_segments
+from evomerge.variation.hooks.apply import apply_hooks
+from evomerge.variation.merge import MERGES
+
+Array = np.ndarray
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] >= bounds[1]:
+        raise ValueError(f"bounds {list(bounds)} leave no room: the first must be below the second")
+    return bounds
+
+
+Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
+class GenotypeSpec(Part):
+    """What the searched numbers are: merge weights, and a merge method's own parameters."""
+
+    merge: OperatorSpec = OperatorSpec(name="task_arithmetic")
+    """How the experts are merged with the weights."""
+    layers: Count = 1
+    """Groups of successive layers, each with numbers of its own."""
+    kinds: bool = False
+    """Whether the parts of a layer (`self_attn`, `mlp`) have numbers of their own."""
+    bounds: Bounds = (-0.5, 1.5)
+    """Lowest and highest weight of an expert."""
+    genes: dict[str, Bounds] = Field(default={})
+    """Parameters of the merge method that are searched too, within bounds: `{density: [0.2, 1]}`."""
+
+
+def genes_fit(parameters: Mapping[str, Any]) -> None:
+    """Raise ``RecipeError`` if a gene is no number that the merge method takes, everywhere within its bounds."""
+    spec: GenotypeSpec = parameters["genotype"]
+    if spec.merge.name not in list(MERGES):
+        return  # reported where the merge itself is checked; so are its parameters
+    operator = MERGES[spec.merge.name]
+    try:
+        operator.check(spec.merge.parameters)
+    except Problems:
+        return
+    fields = operator.schema.model_fields
+    numeric = sorted(name for name, field in fields.items() if field.annotation is float)
+    for name in spec.genes:
+        if name not in numeric:
+            cause = f"genes.{name}: {operator.name} has no numeric parameter {name!r}"
+            fix = f"Known: {', '.join(numeric) or 'none'}."
+            raise RecipeError(cause, where=f"genotype.genes.{name}", fix=fix)
+    for corner in product(*spec.genes.values()):
+        try:
+            operator.check({**spec.merge.parameters, **dict(zip(spec.genes, corner, strict=True))})
+        except Problems as error:
+            fix = f"Choose bounds within what {operator.name} takes: `evomerge explain {operator.name}`."
+            raise RecipeError(f"genes: {error.problems[0].cause}", where="genotype.genes", fix=fix) from None
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Vectors ``[m]`` of coefficients, and the genomes ``[d]`` that they stand for.
+
+    A vector holds, for each group of tensors, one weight for each expert and then the genes (in the recipe's order):
+
+        genome[group] = merge(experts[group], weights[group]; genes[group])
+
+    The hooks follow once, on the whole genome. Methods that draw (DARE) draw the same for every vector of a run, so a
+    vector's fitness does not change from birth to birth (mergekit-evolve's masks do, and the model that it saves in
+    the end is not the one that it scored).
+
+    An expert itself is a founder too, and stands at its unit vector; where the merge at that vector is not the expert
+    (TIES trims), its place is approximate, its score is not.
+
+    Attributes:
+        context: of the run.
+        spec: what the coefficients are.
+    """
+
+    context: Context
+    spec: GenotypeSpec
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Return the groups of tensors that have numbers of their own."""
+        return group_segments(self.context.segments, self.spec.layers, self.spec.kinds)
+
+    @cached_property
+    def low(self) -> Array:
+        """Return the lower bounds, ``[m]``."""
+        return self._bounds(0)
+
+    @cached_property
+    def high(self) -> Array:
+        """Return the upper bounds, ``[m]``."""
+        return self._bounds(1)
+
+    @property
+    def width(self) -> Array:
+        """Return the distance between the bounds, ``[m]``."""
+        return np.asarray(self.high - self.low)
+
+    def check(self, most: int | None = None) -> None:
+        """Raise ``RecipeError`` if there are not so many layers, or more than ``most`` coefficients."""
+        if most is not None and len(self.low) > most:
+            raise RecipeError(
+                f"a genotype of {len(self.low)} coefficients is more than the {most} that CMA-ES adapts here",
+                where="strategy.genotype",
+                fix="Use fewer groups of layers, or `strategy: {name: de}`.",
+            )
+        assert self.groups, "a genome has tensors"
+
+    def point(self, weights: Array) -> Array:
+        """Return the vector ``[m]`` with weights ``[n]`` in every group, within the bounds.
+
+        Genes are what the merge method has by itself, or in the middle of their bounds if that is outside.
+        """
+        settings = MERGES[self.spec.merge.name].check(self.spec.merge.parameters)
+        ranges = self.spec.genes.items()
+        genes = [settings[g] if low <= settings[g] <= high else (low + high) / 2 for g, (low, high) in ranges]
+        return np.asarray(np.clip(np.tile([*weights, *genes], len(self.groups)), self.low, self.high))
+
+    def uniform(self) -> Array:
+        """Return the vector ``[m]`` that weighs every expert ``1/n``."""
+        return self.point(np.full(self._experts, 1 / self._experts))
+
+    def draws(self, count: int, key: Key) -> Array:
+        """Return vectors ``[count, m]`` drawn uniformly within the bounds."""
+        return self.scaled(key.at("draws").numpy().random((count, len(self.low))))
+
+    def fold(self, vectors: Array) -> Array:
+        """Return vectors ``[*, m]`` with what is outside the bounds mirrored at them, as often as it takes."""
+        turns = np.mod((vectors - self.low) / self.width, 2.0)
+        mirrored = np.clip(self.low + self.width * np.minimum(turns, 2.0 - turns), self.low, self.high)
+        return np.where((self.low <= vectors) & (vectors <= self.high), vectors, mirrored)
+
+    def scaled(self, points: Array) -> Array:
+        """Return the vectors ``[*, m]`` at points given in units of the bounds' width, mirrored into the bounds."""
+        return self.fold(self.low + self.width * points)
+
+    def unscaled(self, vector: Array) -> Array:
+        """Return where a vector ``[m]`` lies between the bounds: 0 at the lowest, 1 at the highest."""
+        return np.asarray((vector - self.low) / self.width)
+
+    def decode(self, vector: Array, key: Key) -> torch.Tensor:
+        """Return the genome ``[d]`` that a vector ``[m]`` stands for; of the key, only the root counts."""
+        fixed = Key(key.seed).at("coefficients")
+        genome = torch.empty_like(self.context.experts.genomes[0], dtype=torch.float32)
+        rows = zip(self.groups, self._stacks, self._by_group(vector), strict=True)
+        for number, (group, (stack, segments), row) in enumerate(rows):
+            genes = dict(zip(self.spec.genes, row[self._experts :].tolist(), strict=True))
+            merge = MERGES[self.spec.merge.name].bind(**{**self.spec.merge.parameters, **genes})
+            merged = merge(stack, torch.from_numpy(row[: self._experts]), segments, fixed.at("group", number))
+            for whole, part in zip(group.segments, segments, strict=True):
+                genome[whole.start : whole.stop] = merged[part.start : part.stop]
+        return apply_hooks(genome, self.context.experts.genomes, self.context.space, self.context.hooks, fixed)
+
+    def births(self, vectors: Array, key: Key) -> Births:
+        """Return the genomes of vectors ``[k, m]``."""
+        genomes = torch.empty(len(vectors), self.context.experts.genomes.shape[1])
+        for row, vector in enumerate(vectors):
+            genomes[row] = self.decode(vector, key)
+        return Births(genomes, tuple(Origin("coefficients", self._parents, self._details(each)) for each in vectors))
+
+    def founders(self, vectors: Array, key: Key) -> Births:
+        """Return the experts themselves, then the genomes of vectors ``[k, m]``."""
+        experts, others = self.context.expert_births(), self.births(vectors, key)
+        return Births(torch.cat([experts.genomes, others.genomes]), experts.origins + others.origins)
+
+    def vector(self, origin: Origin) -> Array:
+        """Return the vector ``[m]`` that a birth was made of, bit for bit; an expert's is its unit vector."""
+        if origin.operator == "expert":
+            return self.point(np.eye(self._experts)[self.context.experts.names.index(origin.details["name"])])
+        columns = [origin.details[gene] for gene in self.spec.genes]
+        return np.hstack([origin.details["weights"], *(np.array(column)[:, None] for column in columns)]).ravel()
+
+    def weights(self, vector: Array) -> Array:
+        """Return the experts' weights in a vector ``[m]``, ``[groups, n]``."""
+        return self._by_group(vector)[:, : self._experts]
+
+    def _details(self, vector: Array) -> dict[str, Any]:
+        rows = self._by_group(vector)
+        names = {"groups": [group.name for group in self.groups]} if len(self.groups) > 1 else {}
+        genes = {gene: rows[:, self._experts + i].tolist() for i, gene in enumerate(self.spec.genes)}
+        return {"weights": self.weights(vector).tolist(), **genes, **names, **self.context.hooks_record()}
+
+    def _by_group(self, vector: Array) -> Array:
+        return vector.reshape(len(self.groups), -1)
+
+    def _bounds(self, end: int) -> Array:
+        one = [self.spec.bounds[end]] * self._experts + [each[end] for each in self.spec.genes.values()]
+        return np.tile(np.array(one, dtype=np.float64), len(self.groups))
+
+    @property
+    def _experts(self) -> int:
+        return len(self.context.experts.names)
+
+    @cached_property
+    def _parents(self) -> tuple[str, ...]:
+        return digest_rows(self.context.experts.genomes)
+
+    @cached_property
+    def _stacks(self) -> tuple[tuple[torch.Tensor, tuple[Segment, ...]], ...]:
+        """Return the experts' part ``[n, d of the group]`` of each group, and which slice of it is which tensor."""
+        genomes = self.context.experts.genomes
+        if len(self.groups) == 1:
+            return ((genomes, self.groups[0].segments),)
+        stacks = []
+        for group in self.groups:
+            stack = torch.cat([genomes[:, segment.start : segment.stop] for segment in group.segments], dim=1)
+            stops = np.cumsum([segment.stop - segment.start for segment in group.segments]).tolist()
+            moved = zip(group.segments, [0, *stops], strict=False)
+            stacks.append((stack, tuple(Segment(each.name, start, each.shape) for each, start in moved)))
+        return tuple(stacks)
