@@ -21,7 +21,7 @@ from evomerge.checkpoint.scoring import Scored, Scoring
 from evomerge.errors import RunError
 from evomerge.keys import Key
 from evomerge.spaces.base import GenomeSpace
-from evomerge.stop import Cost, Stop, spent
+from evomerge.stop import Cost, Stop, idle, spent
 from evomerge.strategies.base import Strategy, empty_state
 from evomerge.types import Births, Failure, Outcome, Score, State
 
@@ -80,7 +80,10 @@ class Search:
         return state
 
     def _stops(self, state: State, folder: RunFolder) -> str | None:
-        return self.stop.reason(state, spent(folder.ledger, state.generation), self.each) if state.best else None
+        if state.best is None:
+            return None
+        ledger, number = folder.ledger, state.generation
+        return self.stop.reason(state, spent(ledger, number), self.each, idle(ledger, number))
 
     def _generation(self, state: State, births: Births, key: Key, folder: RunFolder, watch: Watch) -> State:
         number = state.generation + 1
@@ -97,7 +100,7 @@ class Search:
                 where=str(folder.path / "ledger.jsonl"),
                 fix="Try the fitness alone: `evomerge score base --base ... --fitness ...`, mend it, start a new run.",
             )
-        event = self._summary(state, scored)
+        event = self._summary(state, scored, outcomes)
         folder.ledger.record(event, {"seconds": round(sum(one.seconds for one in scored), 3)})
         folder.save(state)
         self.publish(state)
@@ -125,12 +128,13 @@ class Search:
                 event |= {"failure": outcome.kind, "message": outcome.message}
             folder.ledger.record(event, {"seconds": round(one.seconds, 3)})
 
-    def _summary(self, state: State, scored: Sequence[Scored]) -> dict[str, Any]:
+    def _summary(self, state: State, scored: Sequence[Scored], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         assert state.best is not None, "checked by the caller"
         fitness = [member.score.value for member in state.members] or [state.best.score.value]
         tried = [one for one in scored if not one.unscored]
         new = [one for one in tried if not one.saved]
-        cost = Cost.of(one.outcome for one in new)
+        cost = Cost.of((one.outcome for one in new), failed=self.each)
+        unscored = len(scored) - len(tried)
         return {
             "event": "generation",
             "generation": state.generation,
@@ -142,8 +146,8 @@ class Search:
             "births": len(tried),
             "evaluated": len(new),
             "saved": len(tried) - len(new),
-            "failed": sum(isinstance(one.outcome, Failure) for one in tried),
-            "unscored": len(scored) - len(tried),
+            "failed": sum(isinstance(outcome, Failure) for outcome in outcomes) - unscored,
+            "unscored": unscored,
             "examples": cost.examples,
             "tokens": cost.tokens,
         }

@@ -23,7 +23,7 @@ from evomerge.checkpoint.run import (
 )
 from evomerge.checkpoint.scoring import Scoring
 from evomerge.engine import Search, Watch
-from evomerge.errors import FitnessError, RecipeError, RunError
+from evomerge.errors import FitnessError, Problems, RecipeError, RunError
 from evomerge.evaluation.objective import Objective, references_of
 from evomerge.outputs import final_report, publish_best
 from evomerge.plan import Plan, make_plan
@@ -74,11 +74,13 @@ def launch(recipe: Recipe, folder: Path, console: Console) -> Finished:
     setup = build(resolve(recipe), console.stage)
     with run_lock(folder):
         create(folder, recipe_text(setup.recipe), manifest(setup))
+        run = RunFolder(folder, setup.recipe.checkpoint.keep)
         try:
-            return _run(setup, folder, console)
-        except BaseFailsError:
-            discard(folder)
+            search = _search(setup, run, console)
+        except (FitnessError, RecipeError, Problems):
+            discard(folder)  # nothing was searched: once mended, the recipe is launched anew
             raise
+        return _finish(setup, run, search, console)
 
 
 def resume(folder: Path, console: Console, *, allow_changes: bool = False) -> Finished:
@@ -94,7 +96,8 @@ def resume(folder: Path, console: Console, *, allow_changes: bool = False) -> Fi
         check_unchanged(folder, manifest(setup), allow_changes=allow_changes)
         if changes := environment_changes(folder):
             console.stage(f"note: scores may differ in the last digits, for this machine differs: {'; '.join(changes)}")
-        return _run(setup, folder, console)
+        run = RunFolder(folder, setup.recipe.checkpoint.keep)
+        return _finish(setup, run, _search(setup, run, console), console)
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
@@ -105,7 +108,10 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     evaluator = build_evaluator(setup)
     start = time.perf_counter()
     ((_, outcome),) = evaluator.evaluate(torch.zeros(1, setup.space.dimension), setup.fitness, "search")
-    console.plan(make_plan(setup, _scored(outcome), time.perf_counter() - start))
+    seconds = time.perf_counter() - start
+    base = _scored(outcome)
+    _check(setup, base)
+    console.plan(make_plan(setup, base, seconds))
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -132,28 +138,31 @@ def manifest(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _run(setup: Setup, path: Path, console: Console) -> Finished:
-    run = RunFolder(path, setup.recipe.checkpoint.keep)
+def _search(setup: Setup, run: RunFolder, console: Console) -> Search:
+    """Load and score the base, and what the objective is normalised by; return the search, ready to run."""
     console.stage("loading the base model")
     scoring = Scoring(build_evaluator(setup), setup.fitness, run.outcomes, setup.conditions)
     text = recipe_text(setup.recipe)
     base = _start(setup, run, scoring, console)
-    search = Search(
+    return Search(
         strategy=setup.strategy,
         space=setup.space,
         scoring=scoring,
         objective=_objective(setup, base, run, scoring, console).apply,
         stop=Stop(**setup.recipe.stop.model_dump()),
-        each=_each(setup, base),
+        each=Cost.of([base]),
         key=setup.key,
-        publish=lambda state: publish_best(path / "best", setup, state, text),
+        publish=lambda state: publish_best(run.path / "best", setup, state, text),
     )
+
+
+def _finish(setup: Setup, run: RunFolder, search: Search, console: Console) -> Finished:
     if (latest := run.latest()) is not None:
         console.stage(f"continuing after generation {latest.generation}")
     state = search.run(run, console)
     console.stage("opening the final split")
-    table, verdict = final_report(setup, run, scoring, state, text, console.tick)
-    return Finished(path, setup, state, table, verdict)
+    table, verdict = final_report(setup, run, search.scoring, state, recipe_text(setup.recipe), console.tick)
+    return Finished(run.path, setup, state, table, verdict)
 
 
 def _start(setup: Setup, run: RunFolder, scoring: Scoring, console: Console) -> Score:
@@ -164,6 +173,7 @@ def _start(setup: Setup, run: RunFolder, scoring: Scoring, console: Console) -> 
     (base,) = scoring.score(torch.zeros(1, setup.space.dimension), "search", -1)
     score = _scored(base.outcome)
     run.ledger.record({"event": "base", "fitness": score.value, "tasks": dict(score.tasks)}, {"seconds": base.seconds})
+    _check(setup, score)
     seconds = next(clock["seconds"] for clock in run.ledger.clocks() if "seconds" in clock)
     console.plan(make_plan(setup, score, seconds))
     return score
@@ -176,28 +186,38 @@ def _objective(setup: Setup, base: Score, run: RunFolder, scoring: Scoring, cons
         console.stage("scoring the experts, which the objective is normalised by")
         scored = scoring.score(setup.experts.genomes, "search", -1, console.tick)
         outcomes = [one.outcome for one in scored]
-        cost = Cost.of(outcomes)
+        cost = Cost.of((one.outcome for one in scored if not one.saved), failed=Cost.of([base]))
         references = references_of(base, [outcome for outcome in outcomes if isinstance(outcome, Score)])
         event = {"event": "references", "tasks": {task: list(pair) for task, pair in references.items()}}
         seconds = {"seconds": round(sum(one.seconds for one in scored), 3)}
         run.ledger.record(event | {"examples": cost.examples, "tokens": cost.tokens}, seconds)
     spec = setup.recipe.objective
-    objective = Objective(spec.name, setup.fitness.shares(base.tasks), spec.parameters, references)
-    objective.check(base)
-    return objective
+    return Objective(spec.name, setup.fitness.shares(base.tasks), spec.parameters, references)
 
 
-def _each(setup: Setup, base: Score) -> Cost:
-    """Return what one evaluation costs; a budget that does not reach for one is an error."""
-    each = Cost.of([base])
-    for unit, budget, one in (
-        ("examples", setup.recipe.stop.examples, each.examples),
-        ("tokens", setup.recipe.stop.tokens, each.tokens),
-    ):
-        if budget is not None and budget < one:
-            cause = f"a budget of {budget} {unit} does not reach for one evaluation, which takes {one}"
-            raise RecipeError(cause, where=f"stop.{unit}", fix="Give a larger budget.")
-    return each
+def _check(setup: Setup, base: Score) -> None:
+    """Raise what only the base's score shows: an objective that cannot take it, a budget too small to begin."""
+    spec = setup.recipe.objective
+    # Normalised, the base is at 0 whatever the experts score.
+    references = references_of(base, []) if spec.normalize == "best_expert" else None
+    Objective(spec.name, setup.fitness.shares(base.tasks), spec.parameters, references).check(base)
+    stop, each = setup.recipe.stop, Cost.of([base])
+    for unit, budget, one in (("examples", stop.examples, each.examples), ("tokens", stop.tokens, each.tokens)):
+        if budget is not None:
+            _check_budget(unit, budget, one, len(setup.experts.names) if references else 0)
+
+
+def _check_budget(unit: str, budget: int, one: int, experts: int) -> None:
+    """Raise ``RecipeError`` if a budget would never end, or not reach for one evaluation beside the experts'."""
+    cause, fix = "", "Give a larger budget."
+    if not one:
+        cause = f"a budget of {unit} needs a fitness that uses the model: scoring the base took none"
+        fix = "Give a budget of examples."
+    elif budget < (takes := (experts + 1) * one):
+        first = f"the {experts} experts that the objective is normalised by and " if experts else ""
+        cause = f"a budget of {budget:,} {unit} does not reach for {first}one evaluation: it takes {takes:,}"
+    if cause:
+        raise RecipeError(cause, where=f"stop.{unit}", fix=fix)
 
 
 def _scored(outcome: Score | Failure) -> Score:

@@ -8,6 +8,15 @@ from evomerge.recipe.build import Setup
 from evomerge.stop import Cost
 from evomerge.types import Score
 
+_LIMITS = {
+    "generations": "{:,} generations",
+    "patience": "{:,} generations without a new best",
+    "target": "fitness {:g}",
+    "examples": "{:,} examples",
+    "tokens": "{:,} tokens",
+    "seconds": "{:,.15g} seconds",
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -66,7 +75,7 @@ def make_plan(setup: Setup, base: Score, seconds_each: float) -> Plan:
         founders=founders,
         births=births,
         evaluations=evaluations,
-        limits=tuple(f"{name} {limit:g}" for name, limit in recipe.stop if limit is not None),
+        limits=tuple(_LIMITS[name].format(limit) for name, limit in recipe.stop if limit is not None),
         base=base.value,
         seconds_each=seconds_each,
         seconds=seconds_each * (evaluations + rows * longer),
@@ -75,9 +84,10 @@ def make_plan(setup: Setup, base: Score, seconds_each: float) -> Plan:
 
 
 def _evaluations(setup: Setup, each: Cost, seconds_each: float, founders: int, births: float) -> int:
-    """Return how many evaluations fit into every limit of the recipe."""
+    """Return how many evaluations fit into every limit of the recipe; founders alone, if nobody else is born."""
     stop = setup.recipe.stop
     counts = [
+        founders if not births else None,
         founders + stop.generations * births if stop.generations else None,
         stop.examples / each.examples if stop.examples else None,
         stop.tokens / each.tokens if stop.tokens and each.tokens else None,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from evomerge.checkpoint.ledger import Ledger
-from evomerge.types import Outcome, Score, State
+from evomerge.types import Failure, Outcome, Score, State
 
 SPENDING = ("references", "generation")
 """The events of the ledger that say what was spent."""
+IDLE = 100
+"""Generations in a row without anybody new that end a search which nothing but a budget would end."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,26 @@ class Cost:
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, outcomes: Iterable[Outcome]) -> Cost:
-        """Return what evaluations cost, their seconds apart; a task that has only a total counts as one example."""
-        scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+    def of(cls, outcomes: Iterable[Outcome], failed: Cost | None = None) -> Cost:
+        """Return what evaluations cost, their seconds apart; a task that has only a total counts as one example.
+
+        Args:
+            outcomes: of the evaluations.
+            failed: what a failure counts for, since nobody knows how far it came; nothing by default.
+        """
+        listed = list(outcomes)
+        scores = [outcome for outcome in listed if isinstance(outcome, Score)]
+        failures = sum(isinstance(outcome, Failure) for outcome in listed)
         examples = sum(max(1, len(rows)) for score in scores for rows in score.examples.values())
-        return cls(examples, sum(score.tokens for score in scores))
+        each = failed or cls()
+        return cls(examples + failures * each.examples, sum(s.tokens for s in scores) + failures * each.tokens)
 
 
 def spent(ledger: Ledger, generation: int) -> Cost:
-    """Return what a run has spent up to a generation, resumed or not."""
+    """Return what a run has spent up to a generation, resumed or not.
+
+    Seconds are clocks: of evaluations that an interruption cut off from their generation's end, they know nothing.
+    """
     events = [
         (event, clock)
         for event, clock in zip(ledger.events(), ledger.clocks(), strict=True)
@@ -43,12 +55,20 @@ def spent(ledger: Ledger, generation: int) -> Cost:
     )
 
 
+def idle(ledger: Ledger, generation: int) -> int:
+    """Return how many generations in a row, the last one up to ``generation``, had nobody new to evaluate."""
+    events = [event for event in ledger.events() if event["event"] == "generation"]
+    new = [event["generation"] for event in events if event["evaluated"] and event["generation"] <= generation]
+    return generation - max(new, default=-1)
+
+
 @dataclass(frozen=True)
 class Stop:
     """When the search ends; whichever comes first.
 
-    A budget of examples or tokens is never exceeded by more than what one evaluation's cost varies: of the last
-    generation only so many births are scored as fit.
+    Of the last generation only so many births are scored as fit into the budgets of examples and tokens, at what the
+    base's evaluation cost; a budget is exceeded only by as much as theirs cost more (tokens vary where texts do).
+    What was not scored is lost: a run that is given a larger budget later goes on with the generation after.
     """
 
     generations: int | None = None
@@ -58,8 +78,15 @@ class Stop:
     tokens: int | None = None
     seconds: float | None = None
 
-    def reason(self, state: State, spent: Cost, each: Cost) -> str | None:
-        """Return why the search ends here, or ``None`` if it goes on."""
+    def reason(self, state: State, spent: Cost, each: Cost, idle: int = 0) -> str | None:
+        """Return why the search ends here, or ``None`` if it goes on.
+
+        Args:
+            state: the last one.
+            spent: so far.
+            each: what one more evaluation takes.
+            idle: generations in a row that had nobody new to evaluate, so that no budget would ever end.
+        """
         if self.target is not None and state.best and state.best.score.value >= self.target:
             return f"fitness {self.target:g} reached"
         if self.patience is not None and state.stalled >= self.patience:
@@ -68,13 +95,15 @@ class Stop:
             return f"{self.generations} generations done"
         for unit, budget, used, one in self._budgets(spent, each):
             if used + one > budget:
-                return f"budget of {budget:g} {unit} spent"
+                return f"budget of {budget:,.15g} {unit} spent"
+        if self.generations is None and idle >= IDLE:
+            return f"nobody new for {idle} generations"
         return None
 
     def fitting(self, spent: Cost, each: Cost) -> int | None:
         """Return how many more evaluations fit into the budgets; ``None`` for any number."""
-        counted = [(budget - used) / one for _, budget, used, one in self._budgets(spent, each) if one]
-        return max(0, min(math.floor(count) for count in counted)) if counted else None
+        counts = [(budget - used) // one for _, budget, used, one in self._budgets(spent, each) if one]
+        return max(0, int(min(counts))) if counts else None
 
     def _budgets(self, spent: Cost, each: Cost) -> list[tuple[str, float, float, float]]:
         """Return (unit, budget, what is spent, what one more evaluation takes) for every budget that is set."""

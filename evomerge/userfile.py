@@ -66,7 +66,8 @@ class OpenRegistry(Registry[..., R]):
         """
         if is_file(name):
             return self._from_file(name)
-        if name in (installed := self._installed()):
+        # No package replaces a shipped one: a recipe means the same wherever it runs.
+        if name not in super().__iter__() and name in (installed := self._installed()):
             return self._from_package(installed[name])
         try:
             return super().__getitem__(name)
@@ -120,11 +121,11 @@ class OpenRegistry(Registry[..., R]):
 
 def _takes(function: Any, count: int) -> bool:
     """Return whether a function can be called with so many positional arguments."""
-    signature = inspect.signature(function)
-    parameters = signature.parameters.values()
-    keywords = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
     try:
+        signature = inspect.signature(function)
+        parameters = signature.parameters.values()
+        keywords = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
         signature.bind(*[None] * count, **dict.fromkeys(keywords))
-    except TypeError:
+    except (TypeError, ValueError):  # wrong arguments, or a builtin that does not tell its own
         return False
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -61,14 +61,17 @@ def explain(
 
 def _from_file(name: str) -> list[tuple[str, Any]]:
     """Return the user's hook or strategy in a file."""
-    from evomerge.errors import RecipeError
+    from evomerge.errors import Problems, RecipeError
     from evomerge.strategies import STRATEGIES
     from evomerge.variation.hooks import HOOKS
 
-    try:
-        return [(STRATEGIES.kind, STRATEGIES[name])]
-    except RecipeError:
-        return [(HOOKS.kind, HOOKS[name])]
+    problems = []
+    for registry in (HOOKS, STRATEGIES):
+        try:
+            return [(registry.kind, registry[name])]
+        except RecipeError as error:
+            problems.append(error)
+    raise Problems(problems)
 
 
 def _parameters(fields: Mapping[str, Any], section: str = "") -> None:
@@ -79,11 +82,10 @@ def _parameters(fields: Mapping[str, Any], section: str = "") -> None:
         if isinstance(kind, type) and issubclass(kind, Part):
             _parameters(kind.model_fields, f"{name}.")
             continue
-        ranges = ", ".join(str(item) for item in field.metadata)
         shown = default.name if isinstance(default, OperatorSpec) else repr(default)
         word = "operator" if isinstance(default, OperatorSpec) else _kind(kind)
         typer.echo(
-            f"  {name}: {word}{f' ({ranges})' if ranges else ''}, "
+            f"  {name}: {word}{_bounds(field.metadata)}, "
             f"{'required' if field.is_required() else f'default {shown}'}   {field.description or ''}".rstrip()
         )
         if isinstance(default, OperatorSpec):
@@ -93,11 +95,22 @@ def _parameters(fields: Mapping[str, Any], section: str = "") -> None:
 
 def _kind(annotation: Any) -> str:
     """Return a type in the words of a recipe."""
-    parts = get_args(annotation)
-    if get_origin(annotation) is Literal:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
         return " | ".join(repr(part) for part in parts)
-    if get_origin(annotation) is Annotated:
-        return _kind(parts[0])
+    if origin is Annotated:
+        return f"{_kind(parts[0])}{_bounds(parts[1:])}"
+    if origin in (list, tuple):
+        return f"[{', '.join('...' if part is ... else _kind(part) for part in parts)}]"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"{{{': '.join(map(_kind, parts))}}}"
     if parts:
-        return " | ".join(_kind(part) for part in parts)
-    return "none" if annotation is type(None) else str(annotation.__name__)
+        return " | ".join(map(_kind, parts))
+    return "none" if annotation is type(None) else str(getattr(annotation, "__name__", annotation))
+
+
+def _bounds(metadata: Iterable[Any]) -> str:
+    """Return the ranges among an annotation's metadata in words, in brackets."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    told = [f"{word} {getattr(item, name)}" for item in metadata for name, word in words.items() if hasattr(item, name)]
+    return f" ({', '.join(told)})" if told else ""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from evomerge.registry import Registry
 
 Kind = Literal["all", "recipes", "fitness", "operators", "strategies", "runs"]
 EPILOG = """Examples:
@@ -64,18 +67,14 @@ def operators() -> Mapping[str, str]:
     """Return the operators by kind and name, with what each does."""
     from evomerge.recipe.operators import LISTED
 
-    return {
-        f"{registry.kind} {name}": _first(registry[name].documentation)
-        for registry in LISTED
-        for name in registry
-    }
+    return {f"{registry.kind} {name}": _about(registry, name) for registry in LISTED for name in registry}
 
 
 def strategies() -> Mapping[str, str]:
     """Return the strategies by name, those of installed packages too, with what each is."""
     from evomerge.strategies import STRATEGIES
 
-    return {name: _first(STRATEGIES[name].documentation) for name in STRATEGIES}
+    return {name: _about(STRATEGIES, name) for name in STRATEGIES}
 
 
 def runs() -> Mapping[str, str]:
@@ -92,6 +91,16 @@ def runs() -> Mapping[str, str]:
         )
         found[str(manifest.parent)] = text + (", finished" if stopped else "")
     return found
+
+
+def _about(registry: Registry[Any, Any], name: str) -> str:
+    """Return what an operator does; of an installed package's that is broken, why."""
+    from evomerge.errors import RecipeError
+
+    try:
+        return _first(registry[name].documentation)
+    except RecipeError as error:
+        return f"broken: {error.cause} ({error.where})"
 
 
 def _first(text: str) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from evomerge.evaluation.ensemble import Combine
     from evomerge.types import Score, Split
 
@@ -55,6 +57,7 @@ def score(
     from evomerge.report.statistics import interval
 
     if ensemble is not None:
+        _alone_only({"--base": base, "--view": view})
         found = _together(Path(expert), ensemble, combine, fitness or [], split)
     else:
         found = _alone(expert, fitness or [], base, split, view)
@@ -76,6 +79,16 @@ def _alone(expert: str, fitness: list[str], base: str | None, split: Split, view
         fix = "Give it, e.g. --fitness capitals; `evomerge ls fitness` lists the shipped ones."
         raise RecipeError("which fitness?", where="--fitness", fix=fix)
     return score_expert(expert, fitness, base, split, view)
+
+
+def _alone_only(given: Mapping[str, str | None]) -> None:
+    """Raise ``RecipeError`` for an option that says nothing of an ensemble."""
+    from evomerge.errors import RecipeError
+
+    for option, value in given.items():
+        if value is not None:
+            cause = f"{option} {value} says nothing of an ensemble: its run has a base, and no views"
+            raise RecipeError(cause, where=option, fix="Leave it out.")
 
 
 def _together(run: Path, size: int, combine: Combine, fitness: list[str], split: Split) -> Score:

@@ -89,7 +89,7 @@ def _normal(scaled: Array) -> Array:
     total = scaled.sum(axis=1)
     extremes = scaled[[int(np.lexsort((total, column))[-1]) for column in scaled.T]]
     try:
-        normal = np.linalg.solve(extremes, ones)
+        normal: Array = np.asarray(np.linalg.solve(extremes, ones), dtype=np.float64)
     except np.linalg.LinAlgError:
         return ones
     return normal if (normal > _ROUNDING).all() and np.allclose(extremes @ normal, 1) else ones

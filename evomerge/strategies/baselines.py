@@ -28,9 +28,10 @@ from evomerge.variation.hooks.apply import apply_hooks
 class RandomSearch:
     """Random search over merge coefficients: a search that does not beat it at equal cost does not search.
 
-        u ~ uniform within the bounds, `population` times a generation; the `population` best ever live
+        w ~ Dirichlet(1, .., 1) in each group, genes ~ U(bounds): `population` times a generation
 
-    The founders are the experts. A draw that cannot be scored is lost.
+    The weights of a draw sum to 1, which is what makes it strong: drawn one by one within their bounds, they rarely do.
+    The founders are the experts; the `population` best that were ever scored live.
 
     Differs from the paper: it draws merge coefficients, not hyper-parameters.
 

@@ -42,7 +42,7 @@ class GenotypeSpec(Part):
     """Groups of successive layers, each with numbers of its own."""
     kinds: bool = False
     """Whether the parts of a layer (`self_attn`, `mlp`) have numbers of their own."""
-    bounds: Bounds = (-0.5, 1.5)
+    bounds: Bounds = (0.0, 1.0)
     """Lowest and highest weight of an expert."""
     genes: dict[str, Bounds] = Field(default={})
     """Parameters of the merge method that are searched too, within bounds: `{density: [0.2, 1]}`."""
@@ -141,8 +141,16 @@ class Coefficients:
         return self.point(np.full(self._experts, 1 / self._experts))
 
     def draws(self, count: int, key: Key) -> Array:
-        """Return vectors ``[count, m]`` drawn uniformly within the bounds."""
-        return self.scaled(key.at("draws").numpy().random((count, len(self.low))))
+        """Return vectors ``[count, m]``: in each group weights that sum to 1, genes uniform within their bounds.
+
+        The weights are uniform on the simplex, Dirichlet(1, .., 1), then mirrored into the bounds: uniform within the
+        bounds their sum would be far from 1, and most draws no good.
+        """
+        random = key.at("draws").numpy()
+        rows = self.low + self.width * random.random((count, len(self.low)))
+        shares = random.dirichlet(np.ones(self._experts), (count, len(self.groups)))
+        rows.reshape(count, len(self.groups), len(self.low) // len(self.groups))[:, :, : self._experts] = shares
+        return self.fold(rows)
 
     def fold(self, vectors: Array) -> Array:
         """Return vectors ``[*, m]`` with what is outside the bounds mirrored at them, as often as it takes."""
@@ -161,14 +169,13 @@ class Coefficients:
     def decode(self, vector: Array, key: Key) -> torch.Tensor:
         """Return the genome ``[d]`` that a vector ``[m]`` stands for; of the key, only the root counts."""
         fixed = Key(key.seed).at("coefficients")
-        genome = torch.empty_like(self.context.experts.genomes[0], dtype=torch.float32)
-        rows = zip(self.groups, self._stacks, self._by_group(vector), strict=True)
-        for number, (group, (stack, segments), row) in enumerate(rows):
+        parts = []
+        for number, ((stack, segments), row) in enumerate(zip(self._stacks, self._by_group(vector), strict=True)):
             genes = dict(zip(self.spec.genes, row[self._experts :].tolist(), strict=True))
             merge = MERGES[self.spec.merge.name].bind(**{**self.spec.merge.parameters, **genes})
-            merged = merge(stack, torch.from_numpy(row[: self._experts]), segments, fixed.at("group", number))
-            for whole, part in zip(group.segments, segments, strict=True):
-                genome[whole.start : whole.stop] = merged[part.start : part.stop]
+            weights = torch.from_numpy(row[: self._experts])
+            parts.append(merge(stack, weights, segments, fixed.at("group", number)))
+        genome = parts[0] if len(parts) == 1 else self._assembled(parts)
         return apply_hooks(genome, self.context.experts.genomes, self.context.space, self.context.hooks, fixed)
 
     def births(self, vectors: Array, key: Key) -> Births:
@@ -199,6 +206,14 @@ class Coefficients:
         names = {"groups": [group.name for group in self.groups]} if len(self.groups) > 1 else {}
         genes = {gene: rows[:, self._experts + i].tolist() for i, gene in enumerate(self.spec.genes)}
         return {"weights": self.weights(vector).tolist(), **genes, **names, **self.context.hooks_record()}
+
+    def _assembled(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """Return the genome ``[d]`` of which a part belongs to each group."""
+        genome = torch.empty(self.context.experts.genomes.shape[1])
+        for group, (_, segments), part in zip(self.groups, self._stacks, parts, strict=True):
+            for whole, moved in zip(group.segments, segments, strict=True):
+                genome[whole.start : whole.stop] = part[moved.start : moved.stop]
+        return genome
 
     def _by_group(self, vector: Array) -> Array:
         return vector.reshape(len(self.groups), -1)

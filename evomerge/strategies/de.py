@@ -34,7 +34,7 @@ class De:
         u_j <- v_j with probability `crossover`, and for one j drawn; else x_ij
         x_i <- u where fitness(u) >= fitness(x_i)
 
-    The founders are the experts, then vectors drawn uniformly within the bounds; where fewer than `population` live,
+    The founders are the experts, then draws (weights uniform on the simplex); where fewer than `population` live,
     because some could not be scored, further draws fill the empty places. A trial that cannot be scored is lost.
 
     Differs from the paper: bounds by mirroring; the experts among the founders, at their unit vectors.

@@ -59,7 +59,7 @@ class Lorahub:
     Attributes:
         population: births a generation, N, and the most members that live.
         l1: weight of the penalty.
-        sigma: the first s.
+        sigma: the first s; by default a sixth of an expert.
         genotype: which numbers are searched.
     """
 
@@ -67,7 +67,7 @@ class Lorahub:
     _: KW_ONLY
     population: Count = 8
     l1: NotNegative = 0.05
-    sigma: Positive = 1 / 6
+    sigma: Positive = 1 / 18
     genotype: LorahubGenotype = LorahubGenotype()
 
     def __post_init__(self) -> None:

@@ -38,7 +38,9 @@ def measures_differ(parameters: Mapping[str, Any]) -> None:
 
 
 @STRATEGIES.register(
-    "map_elites", paper="Mouret and Clune 2015, Illuminating search spaces by mapping elites (arXiv:1504.04909)"
+    "map_elites",
+    paper="Mouret and Clune 2015, Illuminating search spaces by mapping elites (arXiv:1504.04909)",
+    rule=measures_differ,
 )
 @dataclass(frozen=True)
 class MapElites:

@@ -190,7 +190,7 @@ def deceptive(seed: int) -> Smooth:
     three = random.permutation(TASKS)[:3] + TASKS * random.integers(2, size=3)
     coefficients = np.zeros(EXPERTS)
     coefficients[three] = 0.5, 0.35, 0.3
-    broad = Basin(np.full((LAYERS, EXPERTS), 0.15), wishes(0.2), form(1.0, 2.0, 1.5)[None], height=0.6)
+    broad = Basin(np.full((LAYERS, EXPERTS), 0.15), wishes(0.2), form(3.0, 2.0, 1.2)[None], height=0.6)
     narrow = Basin(np.tile(coefficients, (LAYERS, 1)), wishes(0.04), form(0.0, 0.0, 24.0)[None])
     return Smooth(World.draw(key), (broad, narrow))
 

@@ -12,11 +12,12 @@ import torch
 
 from evomerge.checkpoint.outcomes import OutcomeCache
 from evomerge.checkpoint.scoring import Scoring
+from evomerge.evaluation.ensemble import Combine
 from evomerge.evaluation.fitness import Evaluated, Fitness, Task
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.model import Model
 from evomerge.testing.landscapes import UNSCORED, Landscape
-from evomerge.types import Failure, Split
+from evomerge.types import Failure, Outcome, Split
 
 BAD = Failure("exception", "ZeroDivisionError: made to fail by the suite")
 
@@ -47,6 +48,10 @@ class Recorder:
         for row, genome in enumerate(genomes):
             self.splits.append(split)
             yield row, self._landscape.score(genome)
+
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Outcome:
+        """Refuse: ensembles are no part of a search."""
+        raise AssertionError(f"the search asked for an ensemble of {len(genomes)} on {split!r}: {fitness}, {combine}")
 
     def tick(self, done: int, total: int) -> None:
         """Take no note."""

@@ -19,7 +19,7 @@ from evomerge.specs import NotNegative, Part, Positive
 Start = Literal["random", "zero", "best"]
 Weights = tuple[float, float, float, float]
 # Entries that stay in a core's cache from one operation to the next; too few for torch to split over threads.
-_BLOCK = 1 << 14
+_BLOCK = 24_576
 
 
 class MoveSpec(Part):
@@ -106,15 +106,13 @@ class Flock:
 def _steer(
     x: Tensor, v: Tensor, p: Tensor, g: Tensor, worst: Tensor, out: Tensor, weights: Weights, step: float | None
 ) -> None:
-    # Products and sums apart, each rounded: a fused multiply-add would make the bytes depend on the machine.
     inertia, cognitive, social, repel = weights
-    pull = torch.empty_like(out)
     torch.mul(v, inertia, out=out)
-    out.add_(torch.sub(p, x, out=pull).mul_(cognitive))
-    out.add_(torch.sub(g, x, out=pull).mul_(social))
-    out.sub_(torch.sub(worst, x, out=pull).mul_(repel))
+    difference = torch.empty_like(out)
+    for towards, pull in ((p, cognitive), (g, social), (worst, -repel)):
+        out.add_(torch.sub(towards, x, out=difference), alpha=pull)
     if step is not None:
-        out.mul_(step).add_(x)
+        torch.add(x, out, alpha=step, out=out)
 
 
 def start_velocities(kind: Start, positions: Tensor, best: Tensor, key: Key) -> Tensor:

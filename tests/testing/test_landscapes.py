@@ -107,7 +107,7 @@ def test_an_expert_is_good_at_its_task_only(name: str) -> None:
     for number, expert in enumerate(landscape.context.experts.genomes):
         tasks = landscape.score(expert).tasks
         own = tasks.pop(f"task{number % 4}")
-        assert own > 1.5 * max(tasks.values())
+        assert own > 1.3 * max(tasks.values())
 
 
 def test_tasks_are_traded_off_at_the_optimum() -> None:
@@ -168,15 +168,15 @@ def test_examples_are_right_or_wrong_and_a_large_sample_agrees_with_the_true_val
 
 
 def test_a_search_can_please_the_examples_that_it_sees() -> None:
-    for seed in range(3):
+    for seed in range(2):
         landscape = LANDSCAPES["noisy_examples"](seed)
         genome = landscape.target
-        for _ in range(150):
-            step = torch.from_numpy(random.standard_normal(len(genome))).float() * 0.03
+        for _ in range(200):
+            step = torch.from_numpy(random.standard_normal(len(genome))).float() * 0.005
             if landscape.score(genome + step).value >= landscape.score(genome).value:
                 genome = genome + step
         assert landscape.score(genome).value > landscape.score(landscape.target).value
-        assert landscape.true_value(genome) < landscape.optimum - 0.01
+        assert landscape.true_value(genome) < landscape.optimum - 0.03
 
 
 # The loop without a disk
