@@ -78,7 +78,13 @@ def final_report(
     write_text(folder / "table.md", f"{markdown_table(table, key)}\n{reading}\n")
     progress_plot(folder / "progress.png", generations)
     final_plot(folder / "final.png", table, key)
-    write_html(folder, setup.recipe.name, table, key, generations, ancestors(events, state), recipe_text)
+    front = pareto_front(state)
+    if front:
+        shown = [
+            {"individual": one.digest, "fitness": one.score.value, "tasks": dict(one.score.tasks)} for one in front
+        ]
+        write_json(folder / "front.json", shown)
+    write_html(folder, setup.recipe.name, table, key, generations, ancestors(events, state), recipe_text, front)
     publish_best(run.path / "best", setup, state, recipe_text, table)
     return table, reading
 
@@ -121,6 +127,13 @@ def _ensemble(spec: EnsembleSpec, run: RunFolder, scoring: Scoring, state: State
         return []
     run.ledger.record({**event, "fitness": outcome.value, "tasks": dict(outcome.tasks)})
     return [Row(name, "ensemble", outcome, None)]
+
+
+def pareto_front(state: State) -> list[Individual]:
+    """Return the members of the Pareto front, the chosen one first; nobody where the search has no front."""
+    names = set(state.extra.get("front", ()))
+    front = [member for member in state.members if member.digest in names]
+    return sorted(front, key=lambda member: state.best is None or member.digest != state.best.digest)
 
 
 def fittest(state: State, count: int) -> list[int]:

@@ -50,8 +50,7 @@ _CARD = """\
 class Fitness(base.Fitness):  # type: ignore[misc]  # deap has no types
     """A DEAP fitness: higher is better, with one weight of 1 for each objective.
 
-    The weights are the instance's own. DEAP's ``creator`` would make a class for each number of tasks, and that is
-    known only after the base has been scored: such a class could not be pickled.
+    They are the instance's own: a class for each number of tasks, as DEAP's ``creator`` makes, could not be pickled.
     """
 
     def __init__(self, values: tuple[float, ...] = (), objectives: int = 1) -> None:
@@ -88,7 +87,7 @@ class Individual:
         return digest_tensor(self.genome)
 
     def become(self, genome: torch.Tensor, origin: Origin, born: int) -> None:
-        """Take on a new genome; the fitness of the old one is forgotten."""
+        """Take on a new genome, and forget the fitness of the old one."""
         self.genome, self.origin, self.born = genome, origin, born
         del self.fitness.values
 
@@ -126,13 +125,12 @@ class Bench:
             cause = f"a genome of shape {tuple(genome.shape)}; in this space it is {wanted}"
             raise RunError(cause, where="toolbox.individual", fix="Encode it with `bench.setup.space`.")
         # A copy: a row would drag its whole stack along wherever it is cloned or pickled.
-        return Individual(genome.detach().clone(), Fitness(objectives=len(self._shares)), origin)
+        return Individual(genome.detach().to(torch.float32, copy=True), Fitness((), len(self._shares)), origin)
 
     def population(self, n: int | None = None) -> list[Individual]:
-        """Return the founders as the recipe describes them: the experts, then merges of expert pairs.
+        """Return the founders, at most ``n``: the experts, then merges of expert pairs, as the recipe says.
 
-        Args:
-            n: at most so many; by default as many as the recipe's population, but every expert.
+        By default they are as many as the recipe's population, or as the experts if these are more.
         """
         births = found(self._context, self._founders, n or self.setup.strategy.population, _key())
         founders = zip(births.genomes[:n], births.origins[:n], strict=True)
@@ -172,11 +170,7 @@ class Bench:
         return tuple(score.tasks[task] for task in self._tasks) or (score.value,)
 
     def score(self, individual: Individual, split: Split) -> Score:
-        """Return the score on a split, every task and example included; ``final`` is for when the search is over.
-
-        Raises:
-            FitnessError: it cannot be scored.
-        """
+        """Return the score on a split; ``final`` is for when the search is over. It raises what ``evaluate`` raises."""
         outcome = self._objective.apply(self._outcome(individual.genome, split))
         return _scored(outcome, f"individual {individual.digest} ({individual.origin.operator})")
 
@@ -185,13 +179,13 @@ class Bench:
 
         Raises:
             RunError: the folder exists, or cannot be written.
-            FitnessError: the individual cannot be scored, which its card would tell.
+            FitnessError: it cannot be scored.
         """
         check_output(Path(folder))
         scored = Scored(individual.digest, self.score(individual, "search"), individual.origin, individual.born)
-        exported = self.setup.space.export(individual.genome, self.setup.recipe.report.rank)
-        text = self._card + recipe_text(self.setup.recipe)
-        write_adapter(Path(folder), self.setup, exported, scored, individual.genome, text)
+        setup = self.setup
+        exported = setup.space.export(individual.genome, setup.recipe.report.rank)
+        write_adapter(Path(folder), setup, exported, scored, individual.genome, self._card + recipe_text(setup.recipe))
 
     def _weights(self, parents: tuple[Individual, Individual], key: Key) -> torch.Tensor:
         worth = np.ones(2)

@@ -2,111 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from searches import BAD, World, near_one
 
-from evomerge.checkpoint.run import RunFolder
-from evomerge.checkpoint.scoring import Scoring
-from evomerge.engine import Search
 from evomerge.errors import RunError
-from evomerge.evaluation.fitness import Evaluated, Fitness
-from evomerge.experts.adapter import Adapter, Factors
-from evomerge.experts.pool import Pool
-from evomerge.keys import Key
-from evomerge.spaces.subspace import Subspace
-from evomerge.stop import Cost, Stop
-from evomerge.strategies import STRATEGIES
-from evomerge.strategies.base import Context, Experts
-from evomerge.types import Failure, Outcome, Score, Split, State, digest_tensor
-
-SPEC = {
-    "population": 6,
-    "crossover": {"trials": 4, "rate": 1, "merge": {"name": "dare_ties"}},
-    "mutation": {"rate": 0.3, "gene_rate": 0.5},
-}
-BAD = Failure("not_finite", "the fitness is not a finite number: {'t': nan}")
-
-
-class Plain:
-    """An evaluator over a function of the genome, which counts."""
-
-    def __init__(self, function: Callable[[torch.Tensor], Outcome]) -> None:
-        self.function = function
-        self.seen: list[str] = []
-
-    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
-        for row, genome in enumerate(genomes):
-            self.seen.append(digest_tensor(genome))
-            yield row, self.function(genome)
-
-    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: str) -> Outcome:
-        raise NotImplementedError("no search asks for an ensemble")
-
-
-class Diary:
-    """A watch that writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.ticks: list[tuple[int, int]] = []
-        self.generations: list[Mapping[str, Any]] = []
-
-    def tick(self, done: int, total: int) -> None:
-        self.ticks.append((done, total))
-
-    def generation(self, event: Mapping[str, Any]) -> None:
-        self.generations.append(event)
-
-
-def near_one(genome: torch.Tensor) -> Score:
-    rows = tuple(float(x) for x in 1 / (1 + (genome[:3] - 1).abs()))
-    return Score(sum(rows) / 3, {"t": sum(rows) / 3}, {"t": rows})
-
-
-def pool() -> Pool:
-    def factors(seed: int) -> Factors:
-        random = Key(seed).at("factors").torch()
-        return Factors(torch.randn(2, 6, generator=random), torch.randn(5, 2, generator=random), 0.5)
-
-    adapters = [
-        Adapter(f"e{i}", Path(f"e{i}"), "base", {name: factors(10 * i + j) for j, name in enumerate("pq")}, str(i), {})
-        for i in range(4)
-    ]
-    return Pool(tuple(adapters), "base", {"p": (5, 6), "q": (5, 6)})
-
-
-class World:
-    """A search in a folder, and all that is written about it."""
-
-    def __init__(self, folder: Path, function: Callable[[torch.Tensor], Outcome] = near_one, **spec: Any) -> None:
-        self.path = folder
-        self.plain = Plain(function)
-        self.diary = Diary()
-        self.published: list[str] = []
-        self.space = Subspace.of(pool())
-        experts = Experts(pool().names, torch.stack([self.space.encode(a) for a in pool().adapters]))
-        self.strategy = STRATEGIES["genetic"].bind(**(SPEC | spec))(Context(self.space, experts))
-
-    def run(self, **stop: Any) -> State:
-        self.folder = RunFolder(self.path, keep=2)
-        search = Search(
-            strategy=self.strategy,
-            space=self.space,
-            scoring=Scoring(self.plain, Fitness(()), self.folder.outcomes, "conditions"),
-            objective=lambda outcome: outcome,
-            stop=Stop(**{"generations": 4, **stop}),
-            each=Cost(examples=1),
-            key=Key(3),
-            publish=lambda state: self.published.append(state.digest),
-        )
-        return search.run(self.folder, self.diary)
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.folder.ledger.events() if event["event"] == kind]
-
+from evomerge.types import Failure, Outcome, Score, digest_tensor
 
 # When it stops
 
@@ -159,7 +64,7 @@ def test_the_ledger_tells_each_generation_in_order(tmp_path: Path) -> None:
             assert {birth["event"] for birth in births} == {"birth"}
             assert len(births) == event["births"] == event["evaluated"] + event["saved"]
             assert sum(birth["saved"] for birth in births) == event["saved"]
-            assert event["examples"] == 3 * event["evaluated"]
+            assert (event["examples"], event["tokens"]) == (3 * event["evaluated"], 7 * event["evaluated"])
             told, number = [], number + 1
     assert number == 5
     assert world.events("generation") == world.diary.generations
@@ -241,6 +146,23 @@ def test_who_cannot_be_scored_is_told_and_the_run_goes_on(tmp_path: Path) -> Non
         assert "fitness" not in birth and birth["norm"] > 0
     assert sum(event["failed"] for event in world.events("generation")) == len(failures)
     assert not {member.digest for member in state.members} & {birth["individual"] for birth in failures}
+
+
+def test_what_the_objective_cannot_take_has_failed_and_is_paid_as_it_was(tmp_path: Path) -> None:
+    def moody(outcome: Outcome) -> Outcome:
+        assert isinstance(outcome, Score)
+        taken = round(1000 * outcome.value) % 3
+        return replace(outcome, value=-outcome.value) if taken else Failure("exception", "one in three")
+
+    world = World(tmp_path)
+    world.objective = moody
+    state = world.run()
+    failures = [birth for birth in world.events("birth") if "failure" in birth]
+    assert failures and all(birth["message"] == "one in three" for birth in failures)
+    generations = world.events("generation")
+    assert sum(event["failed"] for event in generations) == len(failures)
+    assert all(event["examples"] == 3 * event["evaluated"] for event in generations)
+    assert state.best is not None and state.best.score.value == max(-near_one(row).value for row in state.population)
 
 
 def test_founders_of_whom_none_can_be_scored_end_the_run(tmp_path: Path) -> None:

@@ -389,8 +389,9 @@ def test_a_fitness_that_fails_on_the_base_is_an_error_at_once(make: Make) -> Non
 def test_a_genome_of_ones_own(make: Make) -> None:
     toolbox, bench = make()
     mine = bench.setup.experts.genomes[0] / 2
-    individual = toolbox.individual(mine)
-    assert torch.equal(individual.genome, mine) and individual.genome is not mine
+    individual = toolbox.individual(mine.double())
+    assert torch.equal(individual.genome, mine)  # float32 again
+    assert toolbox.individual(mine).genome is not mine
     assert not individual.fitness.valid and individual.origin.operator == "given"
     text = rf"a genome of shape \(7,\); in this space it is \({len(mine)},\)\n  where: toolbox.individual"
     with pytest.raises(RunError, match=text):

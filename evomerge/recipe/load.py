@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from evomerge.errors import Problems, RecipeError, did_you_mean
+from evomerge.errors import EvomergeError, Problems, RecipeError, did_you_mean
 from evomerge.recipe.merge import MergeRecipe
 from evomerge.recipe.schema import Recipe, StrategySpec
 from evomerge.registry import fields_at, part_of
+from evomerge.shipped import find
 from evomerge.specs import OperatorSpec, Part
 
 Place = tuple[str | int, ...]
@@ -61,7 +62,26 @@ def load_merge(file: Path | None, options: Sequence[Setting] = (), overrides: Se
 
 def parse_recipe(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in a YAML text; ``source`` names it in errors."""
-    return _validated(Recipe, *_parse(text, source), source, [_override(text) for text in overrides])
+    data, lines = _extended(*_parse(text, source), source)
+    return _validated(Recipe, data, lines, source, [_override(text) for text in overrides])
+
+
+def _extended(data: Any, lines: dict[Place, str], source: str) -> tuple[Any, dict[Place, str]]:
+    """Return a recipe's data with the sections of the recipe that it extends, where it has none of its own."""
+    if not isinstance(data, dict) or "extends" not in data:
+        return data, lines
+    own = {key: value for key, value in data.items() if key != "extends"}
+    try:
+        file = find("populations", str(data["extends"]))
+    except EvomergeError as error:
+        raise RecipeError(error.cause, where=_where(("extends",), source, lines), fix=error.fix) from None
+    below, places = _parse(_read(file), str(file))
+    if not isinstance(below, dict) or "extends" in below:
+        fix = "Extend a recipe that stands by itself."
+        raise RecipeError(f"{file.name} cannot be extended", where=_where(("extends",), source, lines), fix=fix)
+    inherited = {place: line for place, line in places.items() if place and place[0] not in own}
+    lines = {place: line for place, line in lines.items() if place != ("extends",)}
+    return {**below, **own}, {**inherited, **lines}
 
 
 def _read(path: Path) -> str:

@@ -13,6 +13,7 @@ from evomerge.keys import Key
 from evomerge.report.plots import final_png, progress_png
 from evomerge.report.statistics import Interval
 from evomerge.report.table import FinalTable, verdict
+from evomerge.types import Individual
 
 _DIGEST = 32  # characters of a genome's digest (evomerge.types); a parent that is none is an expert's name
 _STYLE = """
@@ -40,6 +41,7 @@ def write_html(
     generations: Sequence[Mapping[str, Any]],
     ancestors: Sequence[Mapping[str, Any]],
     recipe_text: str,
+    front: Sequence[Individual] = (),
 ) -> Path:
     """Write ``index.html`` into ``folder`` and return its path.
 
@@ -53,6 +55,7 @@ def write_html(
             ``individual`` (digest), ``operator``, ``parents`` (digests or names of experts), ``norm``,
             ``fitness`` (absent if it could not be scored); may be empty.
         recipe_text: the resolved recipe.
+        front: the individuals of the Pareto front, if the search has one, the chosen one first.
 
     Raises:
         RunError: the page cannot be written.
@@ -69,6 +72,7 @@ def write_html(
         _final(table, key),
         _image(final_png(table, key), "Bars: mean score of every model") if table.rows else "",
         "<h2>Search</h2>\n" + _image(progress_png(generations), "Fitness by generation") if generations else "",
+        "<h2>Pareto front, on the search split</h2>\n" + _front(front) if front else "",
         "<h2>Lineage of the evolved adapter</h2>\n" + _lineage(ancestors) if ancestors else "",
         f"<h2>Recipe</h2>\n<pre>{escape(recipe_text)}</pre>\n</body>\n</html>\n",
     ]
@@ -122,6 +126,19 @@ def _lineage(ancestors: Sequence[Mapping[str, Any]]) -> str:
         cells += [("text", escape(str(one["operator"]))), ("text", parents)]
         lines.append(_row("td", [*cells, ("", _size(one.get("fitness"))), ("", _size(one["norm"]))]))
     return _table(lines)
+
+
+def _front(front: Sequence[Individual]) -> str:
+    tasks = list(front[0].score.tasks)
+    lines = [_row("th", [("text", "individual"), *_plain([*tasks, "fitness"])])]
+    highest = {task: max(one.score.tasks[task] for one in front) for task in tasks}
+    for number, one in enumerate(front):
+        values = [(one.score.tasks[task], highest[task]) for task in tasks]
+        cells = [f"<strong>{value:.3f}</strong>" if value == most else f"{value:.3f}" for value, most in values]
+        shown = [("text", _short(one.digest)), *(("", cell) for cell in cells), ("", f"{one.score.value:.3f}")]
+        lines.append(_row("td", shown, "" if number else "evolved"))
+    note = "Nobody is better at one task without being worse at another. The first was chosen; to take another away: "
+    return f'{_table(lines)}\n<p class="note">{note}<code>evomerge export RUN --individual DIGEST -o FOLDER</code>.</p>'
 
 
 def _short(name: str) -> str:

@@ -10,7 +10,8 @@ import yaml
 from evomerge.errors import EvomergeError, Problems, RecipeError
 from evomerge.launch import recipe_text
 from evomerge.recipe.load import load_recipe, operators, parse_recipe
-from evomerge.recipe.schema import SpaceSpec, StrategySpec
+from evomerge.recipe.schema import SpaceSpec, StopSpec, StrategySpec
+from evomerge.shipped import find
 from evomerge.spaces import SPACES
 from evomerge.strategies import STRATEGIES
 
@@ -102,6 +103,27 @@ def test_the_nearest_line_above_is_named_where_a_key_is_missing() -> None:
     (problem,) = problems(GOOD.replace("base: some/base\n", ""))
     assert (problem.cause, problem.where) == ("base is missing", "my.yaml, line 1: base")
     assert problem.fix == "Add `base:`; see `evomerge new`."
+
+
+def test_a_recipe_takes_what_it_lacks_from_the_one_that_it_extends() -> None:
+    recipe = parse_recipe("name: mine\nextends: quickstart\nstop: {patience: 2}\n", "my.yaml")
+    whole = load_recipe(find("populations", "quickstart"))
+    assert recipe == whole.model_copy(update={"name": "mine", "stop": StopSpec(patience=2)})
+
+
+def test_mistakes_in_a_recipe_that_is_extended_are_named_in_their_own_file(tmp_path: Path) -> None:
+    below = tmp_path / "below.yaml"
+    below.write_text(GOOD + "seed: one\n")
+    (problem,) = problems(f"name: mine\nextends: {below}\n")
+    assert problem.where == f"{below}, line 5: seed"
+    for text, cause in (
+        ("extends: nothing\n", "nothing"),
+        (f"extends: {tmp_path / 'upper.yaml'}\n", "cannot be extended"),
+    ):
+        (tmp_path / "upper.yaml").write_text(f"name: upper\nextends: {below}\n")
+        (problem,) = problems(f"name: mine\n{text}")
+        assert cause in problem.cause
+        assert problem.where == "my.yaml, line 2: extends"
 
 
 def test_everything_is_reported_at_once() -> None:

@@ -112,10 +112,24 @@ def test_one_who_is_best_at_several_tasks_leaves_the_plane_of_ones() -> None:
     assert knee(points, [0.0] * 4) == 2
 
 
+def test_a_plane_that_rises_in_an_objective_is_none() -> None:
+    # Through the extremes: -0.8 y1 + y2 + y3 = 1, beyond which the last point would lie farthest.
+    points = np.array([[1.0, 0.9, 0.9], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.95, 0.5]])
+    assert knee(points, [0.0] * 4) == 0
+
+
+def test_of_equally_good_extremes_the_one_that_is_better_elsewhere() -> None:
+    # Through the first: y1 / 2 + y2 + y3 = 1; through the second, it would be 0.9 y1 + y2 + y3 = 1.
+    points = np.array([[1.0, 0.5, 0.0], [1.0, 0.0, 0.1], [0, 1, 0], [0, 0, 1], [0.0, 0.6, 0.6], [0.9, 0.3, 0.3]])
+    assert knee(points, [0.0] * 6) == 4
+    assert knee(points[[1, 0, 2, 3, 4, 5]], [0.0] * 6) == 4
+
+
 @pytest.mark.parametrize(
     ("points", "values", "expected"),
     [
         ([[0.5]], [1.0], 0),
+        ([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [0.0, 1.0], 1),
         ([[0.5], [0.5]], [1.0, 2.0], 1),
         ([[0.0, 1.0], [1.0, 0.0]], [1.0, 2.0], 1),
         ([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]], [1.0, 2.0, 2.0], 1),

@@ -127,12 +127,12 @@ def test_layers_of_their_own_reach_what_one_weight_for_all_cannot() -> None:
     for layers in (1, 2):
         strategy = build(population=14, genotype={"layers": layers})
         births, state = strategy.init(key(0)), empty_state(DIMENSION)
-        for generation in range(70):
+        for generation in range(60):
             outcomes = [Score(-float(((genome - target) ** 2).sum())) for genome in births.genomes]
             state = strategy.tell(state, births, outcomes, key(generation))
             births = strategy.ask(state, key(generation + 1))
         gaps.append(float((state.tensors["best"][0] - target).norm()))
-    assert gaps[0] > 0.1 and gaps[1] < 1e-2
+    assert gaps[0] > 0.4 and gaps[1] < 0.05
 
 
 def test_every_weight_is_within_its_bounds() -> None:

@@ -9,10 +9,6 @@ from evomerge.testing.strategy import StrategySuite
 
 class TestCma(StrategySuite):
     strategy = "cma"
-
-
-class TestCmaOfLayersAndGenes(StrategySuite):
-    strategy = "cma"
     parameters: ClassVar = {
         "population": 6,
         "genotype": {"merge": {"name": "ties"}, "layers": 2, "kinds": True, "genes": {"density": [0.2, 1]}},
@@ -26,13 +22,8 @@ class TestLorahub(StrategySuite):
 
 class TestDe(StrategySuite):
     strategy = "de"
-    parameters: ClassVar = {"population": 10}
-
-
-class TestSmallestDe(StrategySuite):
-    strategy = "de"
     parameters: ClassVar = {
-        "population": 4,
+        "population": 6,
         "genotype": {"merge": {"name": "dare_linear"}, "genes": {"density": [0.2, 1]}},
     }
 

@@ -1,0 +1,109 @@
+"""A search with a fitness that is a plain function of the genome: no model, everything else real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.checkpoint.run import RunFolder
+from evomerge.checkpoint.scoring import Scoring
+from evomerge.engine import Search
+from evomerge.evaluation.fitness import Evaluated, Fitness
+from evomerge.experts.adapter import Adapter, Factors
+from evomerge.experts.pool import Pool
+from evomerge.keys import Key
+from evomerge.spaces.subspace import Subspace
+from evomerge.stop import Cost, Stop
+from evomerge.strategies import STRATEGIES
+from evomerge.strategies.base import Context, Experts, Strategy
+from evomerge.types import Failure, Outcome, Score, Split, State, digest_tensor
+
+SPEC = {
+    "population": 6,
+    "crossover": {"trials": 4, "rate": 1, "merge": {"name": "dare_ties"}},
+    "mutation": {"rate": 0.3, "gene_rate": 0.5},
+}
+BAD = Failure("not_finite", "the fitness is not a finite number: {'t': nan}")
+
+
+class Plain:
+    """An evaluator over a function of the genome, which counts."""
+
+    def __init__(self, function: Callable[[torch.Tensor], Outcome]) -> None:
+        self.function = function
+        self.seen: list[str] = []
+
+    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
+        for row, genome in enumerate(genomes):
+            self.seen.append(digest_tensor(genome))
+            yield row, self.function(genome)
+
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: str) -> Outcome:
+        raise NotImplementedError("no search asks for an ensemble")
+
+
+class Diary:
+    """A watch that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.ticks: list[tuple[int, int]] = []
+        self.generations: list[Mapping[str, Any]] = []
+
+    def tick(self, done: int, total: int) -> None:
+        self.ticks.append((done, total))
+
+    def generation(self, event: Mapping[str, Any]) -> None:
+        self.generations.append(event)
+
+
+def near_one(genome: torch.Tensor) -> Score:
+    """Three examples and seven tokens an evaluation."""
+    rows = tuple(float(x) for x in 1 / (1 + (genome[:3] - 1).abs()))
+    return Score(sum(rows) / 3, {"t": sum(rows) / 3}, {"t": rows}, tokens=7)
+
+
+def pool() -> Pool:
+    def factors(seed: int) -> Factors:
+        random = Key(seed).at("factors").torch()
+        return Factors(torch.randn(2, 6, generator=random), torch.randn(5, 2, generator=random), 0.5)
+
+    adapters = [
+        Adapter(f"e{i}", Path(f"e{i}"), "base", {name: factors(10 * i + j) for j, name in enumerate("pq")}, str(i), {})
+        for i in range(4)
+    ]
+    return Pool(tuple(adapters), "base", {"p": (5, 6), "q": (5, 6)})
+
+
+class World:
+    """A search in a folder, and all that is written about it."""
+
+    def __init__(self, folder: Path, function: Callable[[torch.Tensor], Outcome] = near_one, **spec: Any) -> None:
+        self.path = folder
+        self.each = Cost(examples=3, tokens=7)
+        self.objective: Callable[[Outcome], Outcome] = lambda outcome: outcome
+        self.plain = Plain(function)
+        self.diary = Diary()
+        self.published: list[str] = []
+        self.space = Subspace.of(pool())
+        experts = Experts(pool().names, torch.stack([self.space.encode(a) for a in pool().adapters]))
+        self.strategy: Strategy = STRATEGIES["genetic"].bind(**(SPEC | spec))(Context(self.space, experts))
+
+    def run(self, **stop: Any) -> State:
+        self.folder = RunFolder(self.path, keep=2)
+        search = Search(
+            strategy=self.strategy,
+            space=self.space,
+            scoring=Scoring(self.plain, Fitness(()), self.folder.outcomes, "conditions"),
+            objective=self.objective,
+            stop=Stop(**{"generations": 4, **stop}),
+            each=self.each,
+            key=Key(3),
+            publish=lambda state: self.published.append(state.digest),
+        )
+        return search.run(self.folder, self.diary)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.folder.ledger.events() if event["event"] == kind]
