@@ -66,7 +66,7 @@ def _from_file(name: str) -> list[tuple[str, Any]]:
     from evomerge.variation.hooks import HOOKS
 
     problems = []
-    for registry in (HOOKS, STRATEGIES):
+    for registry in (STRATEGIES, HOOKS):
         try:
             return [(registry.kind, registry[name])]
         except RecipeError as error:

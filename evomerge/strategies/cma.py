@@ -72,7 +72,7 @@ class Cma:
 
     Attributes:
         population: births a generation, N, and the most members that live.
-        sigma: the first s.
+        sigma: the first s, relative to the width of the bounds.
         genotype: which numbers are searched.
     """
 

@@ -118,13 +118,13 @@ class Coefficients:
 
     def check(self, most: int | None = None) -> None:
         """Raise ``RecipeError`` if there are not so many layers, or more than ``most`` coefficients."""
-        if most is not None and len(self.low) > most:
+        count = (len(self.context.experts.names) + len(self.spec.genes)) * len(self.groups)
+        if most is not None and count > most:
             raise RecipeError(
-                f"a genotype of {len(self.low)} coefficients is more than the {most} that CMA-ES adapts here",
+                f"a genotype of {count} coefficients is more than the {most} that CMA-ES adapts here",
                 where="strategy.genotype",
                 fix="Use fewer groups of layers, or `strategy: {name: de}`.",
             )
-        assert self.groups, "a genome has tensors"
 
     def point(self, weights: Array) -> Array:
         """Return the vector ``[m]`` with weights ``[n]`` in every group, within the bounds.

@@ -74,12 +74,13 @@ class Variation:
                 child, origin = self._child(members, fitness, at)
                 rows.append(child)
                 origins.append(origin)
-        parents = [*members.items(), *((digest_tensor(row), row) for row in rows)]
+        # The digest of a child that does not mutate is not needed here.
+        parents = [*members.items(), *((None, row) for row in rows)]
         for number, (digest, parent) in enumerate(parents):
             at = key.at("mutation", number)
             if at.at("rate").numpy().random() < self.mutation.rate:
                 rows.append(self._mutate(parent, self.context.segments, at.at("noise")))
-                origins.append(Origin("mutation", (digest,)))
+                origins.append(Origin("mutation", (digest or digest_tensor(parent),)))
         nobody = self.context.experts.genomes[:0]
         return Births(torch.stack(rows) if rows else nobody, tuple(origins))
 

@@ -44,16 +44,18 @@ def gaussian(
     """
     exact = genome.float()
     generator = key.torch()
-    mutated = (torch.rand(len(exact), generator=generator) < gene_rate).to(exact.device)
-    steps = torch.randn(int(mutated.sum()), generator=generator).to(exact.device)
-    scale = sigma * _deviations(exact, segments) if relative else torch.full_like(exact, sigma)
-    return exact.masked_scatter(mutated, exact[mutated] + scale[mutated] * steps)
+    mutated = (torch.rand(len(exact), generator=generator) < gene_rate).nonzero().squeeze(1)
+    steps = torch.randn(len(mutated), generator=generator)
+    scale = sigma * _deviations(exact, segments, mutated) if relative else sigma
+    places = mutated.to(exact.device)
+    return exact.index_put((places,), exact[places] + (scale * steps).to(exact.device))
 
 
-def _deviations(genome: Tensor, segments: Sequence[Segment]) -> Tensor:
+def _deviations(genome: Tensor, segments: Sequence[Segment], places: Tensor) -> Tensor:
+    """Return the standard deviation of the tensor that each of the places ``[k]`` of a genome is in, ``[k]``."""
     # numpy in float64: torch splits such a reduction over threads; bytes may not depend on their number.
     values = genome.cpu().numpy()
-    parts = slices(segments, len(values))
-    deviations = [values[part].std(dtype=np.float64) if part.stop > part.start else 0.0 for part in parts]
-    lengths = torch.tensor([part.stop - part.start for part in parts])
-    return torch.tensor(deviations, dtype=torch.float32).repeat_interleave(lengths).to(genome.device)
+    parts = [part for part in slices(segments, len(values)) if part.stop > part.start]
+    deviations = np.array([values[part].std(dtype=np.float64) for part in parts], dtype=np.float32)
+    owners = np.searchsorted([part.stop for part in parts], places.numpy(), side="right")
+    return torch.from_numpy(deviations[owners])

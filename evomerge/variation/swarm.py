@@ -94,18 +94,18 @@ class Flock:
         found = torch.empty_like(self.positions)
 
         def one(row: int) -> None:
-            stacks = (self.positions[row], self.velocities[row], self.personal[row], self.best, self.worst, found[row])
-            for block in zip(*(stack.split(_BLOCK) for stack in stacks), strict=True):
-                _steer(*block, weights[row], step)
+            rows = (self.positions[row], self.velocities[row], self.personal[row], self.best, self.worst)
+            for start in range(0, found.shape[1], _BLOCK):
+                part = slice(start, start + _BLOCK)
+                _steer([tensor[part] for tensor in rows], weights[row], step, found[row, part])
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(one, range(len(found))))
         return found
 
 
-def _steer(
-    x: Tensor, v: Tensor, p: Tensor, g: Tensor, worst: Tensor, out: Tensor, weights: Weights, step: float | None
-) -> None:
+def _steer(rows: Sequence[Tensor], weights: Weights, step: float | None, out: Tensor) -> None:
+    x, v, p, g, worst = rows
     inertia, cognitive, social, repel = weights
     torch.mul(v, inertia, out=out)
     difference = torch.empty_like(out)

@@ -62,7 +62,7 @@ def test_explain_of_a_file_of_ones_own(evomerge: Commands, experts: list[Path], 
     (tmp_path / "mine.py").write_text(f'{head}    """Double it."""\n    return factor * child\n')
     ended = evomerge("explain", "mine.py", "--experts", experts[0])
     assert ended.code == 0
-    assert "mine.py (hook)\n\nDouble it.\n\npaper: none; a user's function in " in ended.out
+    assert "mine.py (hook)\n\nDouble it.\n\npaper: none; a user's hook in " in ended.out
     assert "  factor: float, default 2.0" in ended.out
     rows = cells(ended.out)
     assert float(rows["mine.py"][0]) == pytest.approx(2 * float(rows["linear merge"][0]), rel=1e-3)
@@ -76,7 +76,7 @@ def test_explain_of_a_file_of_ones_own(evomerge: Commands, experts: list[Path], 
         (["rht", "--experts", "nowhere"], "Expert 'nowhere': there is no folder nowhere"),
         (["rht", "--experts", "x", "--set", "gamma"], "--set 'gamma' is not parameter=value"),
         (["rht", "--experts", "x", "--set", "gamma=2"], "rht.gamma = 2: it should be less than 1"),
-        (["none.py"], "there is no hook file none.py"),
+        (["none.py"], "there is no strategy file none.py"),
     ],
 )
 def test_bad_input(evomerge: Commands, arguments: list[str], error: str) -> None:

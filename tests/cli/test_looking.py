@@ -84,9 +84,9 @@ def test_explain_genetic_lists_every_parameter_of_the_recipe(evomerge: Commands)
         below = getattr(field.annotation, "model_fields", {}) if section in ("founders", "crossover") else {}
         for name in [f"{section}.{key}" for key in below] or [section]:
             assert f"\n  {name}: " in text
-    assert "crossover.rate: float (Ge(ge=0), Le(le=1)), default 0.8   Chance that a trial makes a child." in text
+    assert "crossover.rate: float (at least 0, at most 1), default 0.8   Chance that a trial makes a child." in text
     assert "crossover.weights: 'fitness' | 'uniform' | 'random', default 'fitness'" in text
-    assert "crossover.trials: int | none, default None" in text
+    assert "crossover.trials: int (at least 1) | none, default None" in text
     assert "mutation.rate: float" in text
 
 

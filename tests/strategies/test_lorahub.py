@@ -152,8 +152,10 @@ def test_where_the_base_cannot_be_scored_any_birth_is_better() -> None:
     state = strategy.tell(empty_state(DIMENSION), births, told, key(0))
     assert state.extra["fitness"] == [False, 0.0] and state.best.origin.operator == "expert"
     births = strategy.ask(state, key(1))
-    after = strategy.tell(state, births, [Score(-7.0)] * 4, key(1))
+    after = strategy.tell(state, births, [Score(-7.0), DEAD, DEAD, DEAD], key(1))
     assert after.extra["fitness"][0] is True and after.extra["fitness"][1] < -7.0
+    # Igel et al.: p_target = 1 / (5 + sqrt(4) / 2), c_p = 4 p_target / (2 + 4 p_target); one success of four.
+    assert after.extra["success"] == pytest.approx(0.75 / 6 + 0.25 / 4)
 
 
 def test_it_ends_where_no_genome_shows_its_steps() -> None:
