@@ -10,6 +10,10 @@ measured is not measured again, but it is paid for again: budgets are counted as
 searches are kept, so the benchmark can be stopped at any time. Strategies have their own defaults but for the
 population, which is small for so small a budget. The last line is JSON; results/ gets the table and a plot.
 search_landscapes.py compares them where the optimum is known.
+
+RegMean needs what training rows say of each expert: with `--regmean FOLDER` its merge has a row, and a search of its
+own in which it is one more expert. Make the folder by `evomerge statistics EXPERTS... --fitness ...` with each expert's
+task, then `evomerge merge --method regmean EXPERTS... -o FOLDER`.
 """
 
 from __future__ import annotations
@@ -43,13 +47,12 @@ from evomerge.recipe.load import load_recipe
 from evomerge.specs import OperatorSpec
 from evomerge.stop import Cost, Stop
 from evomerge.strategies import STRATEGIES
-from evomerge.strategies.base import Context
+from evomerge.strategies.base import Context, Experts
 from evomerge.types import Outcome, Score, Split, digest_json, digest_tensor
 
 RECIPE = Path("populations/quickstart.yaml")
 RESULTS = Path("benchmarks/results")
 TIES = {"name": "ties", "density": 0.5}
-PER_LAYER_GROUP = {"layers": 3, "kinds": True, "bounds": [0.0, 1.0]}
 SEARCHES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {"population": 10}),
     "greedy_soup": ("greedy_soup", {}),
@@ -66,13 +69,14 @@ SEARCHES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "swarm": ("swarm", {"population": 10}),
     "hybrid": ("hybrid", {"population": 10}),
     "cma": ("cma", {"population": 9}),
-    "cma, layer groups": ("cma", {"population": 9, "genotype": PER_LAYER_GROUP}),
+    "cma from RegMean": ("cma", {"population": 9}),
     "lorahub": ("lorahub", {}),
     "de": ("de", {"population": 9}),
     "nsga2": ("nsga2", {"population": 10}),
     "map_elites": ("map_elites", {"bins": 5, "batch": 10}),
     "niches": ("niches", {"population": 10, "batch": 5}),
 }
+REGMEAN = "from RegMean"
 IN_FACTORS = ("random", "genetic", "genetic, ties", "swarm", "hybrid")
 """What is published in the entries of A and B, and what it has to beat."""
 
@@ -82,13 +86,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, default=32, help="the budget of a search")
     parser.add_argument("--rows", type=int, default=12, help="rows of each task on the search split")
+    parser.add_argument("--regmean", type=Path, help="an adapter that RegMean made of the experts")
     parser.add_argument("--runs", type=Path, default=Path("runs/search_quality"))
     arguments = parser.parse_args()
-    benches = [Bench.of(space, arguments.rows, arguments.runs) for space in ("subspace", "factors")]
+    benches = [Bench.of(space, arguments.rows, arguments.runs, arguments.regmean) for space in ("subspace", "factors")]
     found: dict[str, dict[str, Any]] = {bench.space: bench.baselines() for bench in benches}
     for seed in arguments.seeds:
         for bench in benches:
-            for name in SEARCHES if bench.space == "subspace" else IN_FACTORS:
+            for name in bench.names:
                 row = found[bench.space].setdefault(name, {"kind": "search", "seeds": {}})
                 row["seeds"][str(seed)] = one = bench.search(name, seed, arguments.evaluations)
                 print(
@@ -130,25 +135,36 @@ class Bench:
     setup: Setup
     evaluator: Evaluator
     runs: Path
+    regmean: torch.Tensor | None
 
     @classmethod
-    def of(cls, space: str, rows: int, runs: Path) -> Bench:
+    def of(cls, space: str, rows: int, runs: Path, regmean: Path | None) -> Bench:
         overrides = [f"space={{name: {space}}}"]
         if space == "factors":
             overrides.append(f"experts=[{', '.join(padded(runs / 'padded'))}]")
         setup = build(resolve(load_recipe(RECIPE, overrides)))
         setup = replace(setup, fitness=Fitness(tuple(shortened(task, rows) for task in setup.fitness.tasks)))
         memory = OutcomeCache(runs / f"{space}.jsonl")
-        return cls(setup, Remembered(build_evaluator(setup), memory, setup.conditions), runs)
+        merged = setup.space.encode(read_adapter(regmean)) if regmean and space == "subspace" else None
+        return cls(setup, Remembered(build_evaluator(setup), memory, setup.conditions), runs, merged)
 
     @property
     def space(self) -> str:
         return self.setup.space.name
 
+    @property
+    def names(self) -> list[str]:
+        """Return the searches that are made in this space."""
+        possible = SEARCHES if self.space == "subspace" else IN_FACTORS
+        return [name for name in possible if self.regmean is not None or not name.endswith(REGMEAN)]
+
     def search(self, name: str, seed: int, evaluations: int) -> dict[str, float]:
         """Search with a strategy; return what its best scores, in %, and what that took."""
         strategy, parameters = SEARCHES[name]
-        context = Context(self.setup.space, self.setup.experts)
+        experts = self.setup.experts
+        if name.endswith(REGMEAN) and self.regmean is not None:
+            experts = Experts((*experts.names, "regmean"), torch.cat([experts.genomes, self.regmean[None]]))
+        context = Context(self.setup.space, experts)
         folder = RunFolder(self.runs / f"{self.space}-{name.replace(', ', '-').replace(' ', '-')}-{seed}", keep=1)
         each = Cost.of([self._score(torch.zeros(1, self.setup.space.dimension), "search")])
         search = Search(
@@ -178,6 +194,8 @@ class Bench:
             merge = operator(OperatorSpec.model_validate(spec), "merge")
             genome = merge(experts.genomes, uniform, self.setup.space.segments, Key(0).at("baseline"))
             rows[f"uniform {spec['name']}"] = ("merge", genome)
+        if self.regmean is not None:
+            rows["RegMean"] = ("informed", self.regmean)
         return {name: {"kind": kind, "final": self._percent(genome)} for name, (kind, genome) in rows.items()}
 
     def _percent(self, genome: torch.Tensor) -> float:

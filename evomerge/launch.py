@@ -160,7 +160,8 @@ def _finish(setup: Setup, run: RunFolder, search: Search, console: Console) -> F
     if (latest := run.latest()) is not None:
         console.stage(f"continuing after generation {latest.generation}")
     state = search.run(run, console)
-    console.stage("opening the final split")
+    reasons = [event["reason"] for event in run.ledger.events() if event["event"] == "stop"]
+    console.stage(f"opening the final split: {reasons[-1]}")
     table, verdict = final_report(setup, run, search.scoring, state, recipe_text(setup.recipe), console.tick)
     return Finished(run.path, setup, state, table, verdict)
 

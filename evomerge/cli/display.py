@@ -86,7 +86,8 @@ class Display:
             f"mean {100 * event['mean_fitness']:5.1f} %   |dW| {event['best_norm']:6.2f}   "
             f"evaluated {event['evaluated']:>3}   saved {event['saved']:>2}"
             + (f"   [red]failed {event['failed']}[/red]" if event["failed"] else "")
-            + f"   left {self._left()}"
+            # Where the budget cut a generation, nothing is left.
+            + (f"   unscored {event['unscored']}" if event["unscored"] else f"   left {self._left()}")
         )
         self._progress.update(self._task, description=f"generation {event['generation'] + 1}", completed=0)
         self._last = time.monotonic()

@@ -82,8 +82,9 @@ def experts(make_adapter: Callable[..., Path]) -> list[Path]:
 def run(tmp_path: Path, pico_base: Path, experts: list[Path]) -> Run:
     """Return a function that launches a run with changes to its recipe in a folder of this name."""
     (tmp_path / "loss.py").write_text(LOSS)
-    (tmp_path / "likely.py").write_text(FITNESS)
-    (tmp_path / "other.py").write_text(FITNESS.replace("abc", "cba"))
+    # Two tasks at which both experts beat the base.
+    (tmp_path / "likely.py").write_text(FITNESS.replace("xyz", "123"))
+    (tmp_path / "other.py").write_text(FITNESS.replace("abc", "hello").replace("xyz", "mnp"))
 
     def run(name: str, watch: Reporter | None = None, **changes: Any) -> Finished:
         own = {"strategy": {"population": 4}, "stop": {"generations": 1}, "report": {"baselines": []}}
@@ -238,7 +239,9 @@ def test_what_only_the_base_shows_is_refused_and_leaves_no_run(
         run("run", watch, **changes)
     assert caught.value.cause.startswith(cause)
     assert (caught.value.where, caught.value.fix) == (where, fix)
-    assert not {"manifest.json", "ledger.jsonl", "outcomes.jsonl", "snapshots"} & set(os.listdir("run"))
+    assert not {"manifest.json", "ledger.jsonl", "outcomes.jsonl", "snapshots"} & {
+        path.name for path in Path("run").iterdir()
+    }
     with pytest.raises(EvomergeError) as again:
         dry_run(load_recipe(tmp_path / "recipe.yaml"), silent())
     assert str(again.value) == str(caught.value)
