@@ -1,6 +1,6 @@
 """evomerge: evolve language models by merging.
 
-The names that a fitness file or a notebook needs are here; each is imported at first use, so that
+The names that a fitness file, a strategy file or a notebook needs are here; each is imported at first use, so that
 ``import evomerge`` costs nothing.
 """
 
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from evomerge.evaluation.model import Model
     from evomerge.evaluation.scorers import Generation, MultipleChoice
     from evomerge.keys import Key
-    from evomerge.types import Failure, Score
+    from evomerge.strategies.base import Candidates, Context, next_state
+    from evomerge.types import Births, Failure, Origin, Outcome, Score, State
 
 _WHERE = {
+    "Births": "evomerge.types",
+    "Candidates": "evomerge.strategies.base",
+    "Context": "evomerge.strategies.base",
     "Data": "evomerge.evaluation.data",
     "EvomergeError": "evomerge.errors",
     "Failure": "evomerge.types",
@@ -27,10 +31,17 @@ _WHERE = {
     "Key": "evomerge.keys",
     "Model": "evomerge.evaluation.model",
     "MultipleChoice": "evomerge.evaluation.scorers",
+    "Origin": "evomerge.types",
+    "Outcome": "evomerge.types",
     "Score": "evomerge.types",
+    "State": "evomerge.types",
+    "next_state": "evomerge.strategies.base",
 }
 
 __all__ = [
+    "Births",
+    "Candidates",
+    "Context",
     "Data",
     "EvomergeError",
     "Failure",
@@ -38,7 +49,11 @@ __all__ = [
     "Key",
     "Model",
     "MultipleChoice",
+    "Origin",
+    "Outcome",
     "Score",
+    "State",
+    "next_state",
 ]
 
 

@@ -111,12 +111,21 @@ class OpenRegistry(Registry[..., R]):
             cause = f"{title} cannot be called with ({', '.join(self._arguments)})"
             raise RecipeError(cause, where=where, fix=self._example)
         try:
+            _keywords_only(function, len(self._arguments))
             schema = schema_of(function)
         except Exception as error:
             cause = f"the parameters of {title} cannot be checked: {type(error).__name__}: {error}"
-            fix = "Declare each as keyword-only, with a type: `*, strength: float = 1.0`."
+            fix = "Declare each as keyword-only, with a type: `*, strength: float = 1.0`; in a dataclass after `_: KW_ONLY`."
             raise RecipeError(cause, where=where, fix=fix) from error
         return UserOperator(name, function, f"none; a user's {self.kind} in {where}", schema, digest=digest)
+
+
+def _keywords_only(function: Any, count: int) -> None:
+    """Raise ``TypeError`` if a function has more positional arguments than it is called with: no recipe sets them."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [each.name for each in inspect.signature(function).parameters.values() if each.kind in kinds]
+    if named[count:]:
+        raise TypeError(f"{function.__qualname__}: parameter {named[count]!r} is not keyword-only")
 
 
 def _takes(function: Any, count: int) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from commands import parse
 from evomerge.cli import app
 from evomerge.recipe.load import parse_recipe
+from test_toolbox import README_EXAMPLE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,6 +70,19 @@ def test_the_overrides_that_it_shows_fit_a_recipe() -> None:
     shown = [words[i + 1] for words in FOUND for i, word in enumerate(words) if word == "--set"]
     assert shown
     parse_recipe((ROOT / "populations" / "quickstart.yaml").read_text(encoding="utf-8"), "quickstart", shown)
+
+
+def test_the_example_for_deap_is_the_one_that_is_tested() -> None:
+    assert f"```python\n{README_EXAMPLE}```" in README
+
+
+def test_the_recipe_that_it_shows_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = re.findall(r"^```yaml\n(name: mine\n.*?)^```", README, re.M | re.S)
+    source = (ROOT / "populations" / "hill_climb.py").read_text(encoding="utf-8")
+    (tmp_path / "my_strategy.py").write_text(source.replace("sigma", "pull"))
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe(shown, "README.md")
+    assert (recipe.strategy.name, recipe.strategy.parameters) == ("my_strategy.py", {"pull": 0.3})
 
 
 def test_the_files_that_it_names_exist() -> None:

@@ -125,7 +125,19 @@ def test_a_file_gives_its_class_or_any_function_by_name(tmp_path: Path) -> None:
             "def strategy(context, *, rate=0.5): ...\n",
             "the parameters of `strategy` in mine.py cannot be checked: TypeError: strategy: parameter 'rate' needs "
             "an annotation",
-            "Declare each as keyword-only, with a type: `*, strength: float = 1.0`.",
+            "Declare each as keyword-only, with a type: `*, strength: float = 1.0`",
+        ),
+        (
+            "def strategy(context, rate: float = 0.5): ...\n",
+            "the parameters of `strategy` in mine.py cannot be checked: TypeError: strategy: parameter 'rate' is not "
+            "keyword-only",
+            "Declare each as keyword-only, with a type: `*, strength: float = 1.0`; in a dataclass after `_: KW_ONLY`.",
+        ),
+        (
+            "from dataclasses import dataclass\n@dataclass\nclass strategy:\n    context: object\n    rate: int = 1\n",
+            "the parameters of `strategy` in mine.py cannot be checked: TypeError: strategy: parameter 'rate' is not "
+            "keyword-only",
+            "Declare each as keyword-only",
         ),
         (
             "def strategy(context, **rates: float): ...\n",
