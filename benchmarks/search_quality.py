@@ -84,12 +84,13 @@ IN_FACTORS = ("random", "genetic", "genetic, ties", "swarm", "hybrid")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--spaces", nargs="+", default=["subspace", "factors"])
     parser.add_argument("--evaluations", type=int, default=32, help="the budget of a search")
     parser.add_argument("--rows", type=int, default=12, help="rows of each task on the search split")
     parser.add_argument("--regmean", type=Path, help="an adapter that RegMean made of the experts")
     parser.add_argument("--runs", type=Path, default=Path("runs/search_quality"))
     arguments = parser.parse_args()
-    benches = [Bench.of(space, arguments.rows, arguments.runs, arguments.regmean) for space in ("subspace", "factors")]
+    benches = [Bench.of(space, arguments.rows, arguments.runs, arguments.regmean) for space in arguments.spaces]
     found: dict[str, dict[str, Any]] = {bench.space: bench.baselines() for bench in benches}
     for seed in arguments.seeds:
         for bench in benches:

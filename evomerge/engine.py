@@ -21,7 +21,7 @@ from evomerge.checkpoint.scoring import Scored, Scoring
 from evomerge.errors import RunError
 from evomerge.keys import Key
 from evomerge.spaces.base import GenomeSpace
-from evomerge.stop import Cost, Stop, idle, spent
+from evomerge.stop import Account, Cost, Stop
 from evomerge.strategies.base import Strategy, empty_state
 from evomerge.types import Births, Failure, Outcome, Score, State
 
@@ -65,30 +65,30 @@ class Search:
     def run(self, folder: RunFolder, watch: Watch) -> State:
         """Search until a stopping rule holds; each generation ends with a checkpoint. Return the last state."""
         state = folder.latest() or empty_state(self.space.dimension)
+        account = Account.of(folder.ledger, state.generation)
         if state.best:
             self.publish(state)
-        while (reason := self._stops(state, folder)) is None:
+        while (reason := self._stops(state, account)) is None:
             key = self.key.at("generation", state.generation + 1)
             births = self.strategy.ask(state, key) if state.best else self.strategy.init(key)
             if births is None:
                 reason = "the strategy has nothing more to try"
                 break
-            state = self._generation(state, births, key, folder, watch)
-        total = spent(folder.ledger, state.generation)
+            state, account = self._generation(state, births, key, account, folder, watch)
+        total = account.spent
         event = {"event": "stop", "generation": state.generation, "reason": reason}
         folder.ledger.record(event | {"examples": total.examples, "tokens": total.tokens}, {"seconds": total.seconds})
         return state
 
-    def _stops(self, state: State, folder: RunFolder) -> str | None:
-        if state.best is None:
-            return None
-        ledger, number = folder.ledger, state.generation
-        return self.stop.reason(state, spent(ledger, number), self.each, idle(ledger, number))
+    def _stops(self, state: State, account: Account) -> str | None:
+        return self.stop.reason(state, account.spent, self.each, account.idle) if state.best else None
 
-    def _generation(self, state: State, births: Births, key: Key, folder: RunFolder, watch: Watch) -> State:
+    def _generation(
+        self, state: State, births: Births, key: Key, account: Account, folder: RunFolder, watch: Watch
+    ) -> tuple[State, Account]:
         number = state.generation + 1
         folder.store.put_stack(births.genomes, births.digests)
-        limit = self.stop.fitting(spent(folder.ledger, state.generation), self.each)
+        limit = self.stop.fitting(account.spent, self.each)
         scored = self.scoring.score(births.genomes, "search", number, watch.tick, births.digests, limit)
         outcomes = [self.objective(one.outcome) for one in scored]
         self._record_births(folder, number, births, scored, outcomes)
@@ -101,11 +101,12 @@ class Search:
                 fix="Try the fitness alone: `evomerge score base --base ... --fitness ...`, mend it, start a new run.",
             )
         event = self._summary(state, scored, outcomes)
-        folder.ledger.record(event, {"seconds": round(sum(one.seconds for one in scored), 3)})
+        clock = {"seconds": round(sum(one.seconds for one in scored), 3)}
+        folder.ledger.record(event, clock)
         folder.save(state)
         self.publish(state)
         watch.generation(event)
-        return state
+        return state, account.after(event, clock)
 
     def _record_births(
         self, folder: RunFolder, number: int, births: Births, scored: Sequence[Scored], outcomes: Sequence[Outcome]

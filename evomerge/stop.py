@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.types import Failure, Outcome, Score, State
@@ -38,28 +39,33 @@ class Cost:
         return cls(examples + failures * each.examples, sum(s.tokens for s in scores) + failures * each.tokens)
 
 
-def spent(ledger: Ledger, generation: int) -> Cost:
-    """Return what a run has spent up to a generation, resumed or not.
+@dataclass(frozen=True)
+class Account:
+    """What a run has spent so far, resumed or not.
 
-    Seconds are clocks: of evaluations that an interruption cut off from their generation's end, they know nothing.
+    Attributes:
+        spent: the sum. Seconds are clocks: of evaluations that an interruption cut off from their generation's end,
+            they know nothing.
+        idle: generations in a row that had nobody new to evaluate.
     """
-    events = [
-        (event, clock)
-        for event, clock in zip(ledger.events(), ledger.clocks(), strict=True)
-        if event["event"] in SPENDING and event.get("generation", -1) <= generation
-    ]
-    return Cost(
-        sum(event["examples"] for event, _ in events),
-        sum(event["tokens"] for event, _ in events),
-        round(sum(clock.get("seconds", 0.0) for _, clock in events), 3),
-    )
 
+    spent: Cost = Cost()
+    idle: int = 0
 
-def idle(ledger: Ledger, generation: int) -> int:
-    """Return how many generations in a row, the last one up to ``generation``, had nobody new to evaluate."""
-    events = [event for event in ledger.events() if event["event"] == "generation"]
-    new = [event["generation"] for event in events if event["evaluated"] and event["generation"] <= generation]
-    return generation - max(new, default=-1)
+    @classmethod
+    def of(cls, ledger: Ledger, generation: int) -> Account:
+        """Return the account up to a generation."""
+        account = cls()
+        for event, clock in zip(ledger.events(), ledger.clocks(), strict=True):
+            if event["event"] in SPENDING and event.get("generation", -1) <= generation:
+                account = account.after(event, clock)
+        return account
+
+    def after(self, event: Mapping[str, Any], clock: Mapping[str, Any]) -> Account:
+        """Return the account after an event that says what was spent."""
+        seconds = round(self.spent.seconds + clock.get("seconds", 0.0), 3)
+        cost = Cost(self.spent.examples + event["examples"], self.spent.tokens + event["tokens"], seconds)
+        return Account(cost, 0 if event.get("evaluated", 1) else self.idle + 1)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Stop:
             state: the last one.
             spent: so far.
             each: what one more evaluation takes.
-            idle: generations in a row that had nobody new to evaluate, so that no budget would ever end.
+            idle: generations in a row that had nobody new to evaluate: so no budget would ever end.
         """
         if self.target is not None and state.best and state.best.score.value >= self.target:
             return f"fitness {self.target:g} reached"

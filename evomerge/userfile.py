@@ -115,7 +115,7 @@ class OpenRegistry(Registry[..., R]):
             schema = schema_of(function)
         except Exception as error:
             cause = f"the parameters of {title} cannot be checked: {type(error).__name__}: {error}"
-            fix = "Declare each as keyword-only, with a type: `*, strength: float = 1.0`; in a dataclass after `_: KW_ONLY`."
+            fix = "Declare each as keyword-only, with a type: `*, strength: float = 1.0`; fields after `_: KW_ONLY`."
             raise RecipeError(cause, where=where, fix=fix) from error
         return UserOperator(name, function, f"none; a user's {self.kind} in {where}", schema, digest=digest)
 

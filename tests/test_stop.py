@@ -20,7 +20,7 @@ from evomerge.checkpoint.outcomes import OutcomeCache
 from evomerge.checkpoint.scoring import Scoring
 from evomerge.evaluation.fitness import Fitness
 from evomerge.keys import Key
-from evomerge.stop import Cost, Stop, idle, spent
+from evomerge.stop import Account, Cost, Stop
 from evomerge.strategies.base import Strategy, empty_state
 from evomerge.types import Births, Failure, Individual, Origin, Outcome, Score, State, digest_tensor
 
@@ -102,9 +102,9 @@ def test_the_cost_of_outcomes() -> None:
     assert Cost.of(iter([two, BAD, total_only, BAD]), failed=Cost(5, 11)) == Cost(17, 34)
 
 
-def test_spent_and_idle_are_read_off_the_ledger(tmp_path: Path) -> None:
+def test_what_is_spent_is_read_off_the_ledger(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    assert (spent(ledger, -1), idle(ledger, -1)) == (Cost(), 0)
+    assert Account.of(ledger, -1) == Account()
     ledger.record({"event": "base", "fitness": 0.5}, {"seconds": 100.0})
     ledger.record({"event": "references", "examples": 9, "tokens": 90}, {"seconds": 0.5})
     for number, evaluated in enumerate([4, 0, 2, 0, 0]):
@@ -112,10 +112,10 @@ def test_spent_and_idle_are_read_off_the_ledger(tmp_path: Path) -> None:
         event = {"event": "generation", "generation": number, "evaluated": evaluated}
         ledger.record(event | {"examples": 3 * evaluated, "tokens": 7 * evaluated}, {"seconds": evaluated / 4})
     ledger.record({"event": "stop", "generation": 4, "examples": 500, "tokens": 500})
-    assert spent(ledger, 4) == Cost(9 + 18, 90 + 42, 2.0)
-    assert spent(ledger, 1) == Cost(9 + 12, 90 + 28, 1.5)
-    assert spent(ledger, -1) == Cost(9, 90, 0.5)
-    assert [idle(ledger, number) for number in range(5)] == [0, 1, 0, 1, 2]
+    assert Account.of(ledger, 4) == Account(Cost(9 + 18, 90 + 42, 2.0), 2)
+    assert Account.of(ledger, 1) == Account(Cost(9 + 12, 90 + 28, 1.5), 1)
+    assert Account.of(ledger, -1) == Account(Cost(9, 90, 0.5))
+    assert [Account.of(ledger, number).idle for number in range(5)] == [0, 1, 0, 1, 2]
 
 
 # Budgets in a search

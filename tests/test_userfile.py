@@ -131,7 +131,7 @@ def test_a_file_gives_its_class_or_any_function_by_name(tmp_path: Path) -> None:
             "def strategy(context, rate: float = 0.5): ...\n",
             "the parameters of `strategy` in mine.py cannot be checked: TypeError: strategy: parameter 'rate' is not "
             "keyword-only",
-            "Declare each as keyword-only, with a type: `*, strength: float = 1.0`; in a dataclass after `_: KW_ONLY`.",
+            "Declare each as keyword-only, with a type: `*, strength: float = 1.0`; fields after `_: KW_ONLY`.",
         ),
         (
             "from dataclasses import dataclass\n@dataclass\nclass strategy:\n    context: object\n    rate: int = 1\n",

@@ -31,7 +31,7 @@ _ROUNDING = 1e-9  # 0.29 / 0.01 is 28.999999999999996, and means the 29th step
 _DISTINCT = 2**52  # up to here x / most and (x + 1) / most differ in float64
 
 
-@OBJECTIVES.register("weighted_sum", paper="none: the weighted mean, which Fitness itself reports")
+@OBJECTIVES.register("weighted_sum", paper="Zadeh 1963, Optimality and non-scalar-valued performance criteria")
 def weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
     """Take the weighted mean: ``sum_t w_t v_t / sum_t w_t``.
 
