@@ -6,6 +6,7 @@ every call, from Python as from a recipe; an argument that cannot be checked is 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from evomerge.errors import Problems, RecipeError, did_you_mean
 
@@ -109,6 +110,10 @@ def schema_of(function: Callable[..., Any]) -> type[BaseModel]:
         TypeError: a parameter cannot be checked: it has no annotation, or stands for any number of others.
     """
     fields: dict[str, Any] = {}
+    # A dataclass' signature hides its factories.
+    made = (
+        {f.name: f.default_factory for f in dataclasses.fields(function)} if dataclasses.is_dataclass(function) else {}
+    )
     signature = inspect.signature(function, eval_str=True)
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -118,6 +123,8 @@ def schema_of(function: Callable[..., Any]) -> type[BaseModel]:
         if parameter.annotation is inspect.Parameter.empty:
             raise TypeError(f"{function.__qualname__}: parameter {parameter.name!r} needs an annotation")
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        if (factory := made.get(parameter.name, dataclasses.MISSING)) is not dataclasses.MISSING:
+            default = Field(default_factory=factory)
         fields[parameter.name] = (parameter.annotation, default)
     config = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True)
     return create_model(function.__name__, __config__=config, **fields)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from searches import BAD, World, near_one
 
 from evomerge.errors import RunError
 from evomerge.types import Failure, Outcome, Score, digest_tensor
+from searches import BAD, World, near_one
 
 # When it stops
 

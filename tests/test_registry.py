@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -10,7 +11,7 @@ from annotated_types import Ge, Le
 
 from evomerge.errors import Problems, RecipeError
 from evomerge.recipe.operators import REGISTRIES, registry_at
-from evomerge.registry import Registry
+from evomerge.registry import Registry, schema_of
 
 Things = Registry[..., Any]
 
@@ -132,3 +133,14 @@ def test_an_operators_place_tells_its_registry() -> None:
     assert registry_at(("strategy", "crossover", "merge")) is REGISTRIES["merge"]
     assert registry_at(("strategy", "crossover", "select")) is REGISTRIES["select"]
     assert registry_at(("report", "baselines", 2)) is REGISTRIES["merge"]
+
+
+def test_the_factories_of_a_dataclass_are_defaults() -> None:
+    @dataclass(frozen=True)
+    class Mine:
+        context: object
+        _: KW_ONLY
+        names: list[str] = field(default_factory=lambda: ["a"])
+
+    assert schema_of(Mine)().model_dump() == {"names": ["a"]}
+    assert schema_of(Mine)(names=["b"]).model_dump() == {"names": ["b"]}

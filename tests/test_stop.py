@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from searches import BAD, Plain, World, near_one
 
 from evomerge import stop as stop_module
 from evomerge.checkpoint.ledger import Ledger
@@ -23,6 +22,7 @@ from evomerge.keys import Key
 from evomerge.stop import Account, Cost, Stop
 from evomerge.strategies.base import Strategy, empty_state
 from evomerge.types import Births, Failure, Individual, Origin, Outcome, Score, State, digest_tensor
+from searches import BAD, Plain, World, near_one
 
 EACH = Cost(examples=3, tokens=7)
 

@@ -184,8 +184,16 @@ def build_evaluator(setup: Setup) -> LocalEvaluator:
 
 
 def build_strategy(recipe: Recipe, context: Context) -> Strategy:
-    """Return the strategy that a recipe names, its parameters bound."""
+    """Return the strategy that a recipe names, its parameters bound.
+
+    Raises:
+        RecipeError: what a user's file gives is no strategy.
+    """
     strategy: Strategy = STRATEGIES[recipe.strategy.name].bind(**recipe.strategy.parameters)(context)
+    needed = ("population", "init", "ask", "tell", "births_per_generation")
+    if missing := [name for name in needed if not hasattr(strategy, name)]:
+        cause = f"{recipe.strategy.name} gives {type(strategy).__name__}, which has no {', '.join(missing)}"
+        raise RecipeError(cause, where="strategy.name", fix="See `evomerge.strategies.base.Strategy`.")
     return strategy
 
 

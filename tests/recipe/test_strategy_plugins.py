@@ -17,8 +17,9 @@ from evomerge.checkpoint.snapshot import load_latest
 from evomerge.checkpoint.store import GenomeStore
 from evomerge.errors import EvomergeError, Problems, RunError
 from evomerge.launch import Finished, launch, read_recipe, resume
-from evomerge.recipe.build import resolve
+from evomerge.recipe.build import build_strategy, resolve
 from evomerge.recipe.load import load_recipe, parse_recipe
+from evomerge.testing.landscapes import LANDSCAPES
 from run_server import Reporter
 from runs import write_run
 
@@ -309,3 +310,14 @@ def test_an_installed_strategy_runs_by_its_name_and_its_version_is_remembered(
     (site / "means-1.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: means\nVersion: 1.1\n")
     with pytest.raises(RunError, match=r"user_files\.means: it was '"):
         resume(folder, silent())
+
+
+def test_what_is_no_strategy_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def strategy(context):\n    return 3\n")
+    recipe = parse_recipe(GOOD + f"strategy: {{name: {tmp_path}/mine.py}}\n", "my.yaml")
+    context = LANDSCAPES["quadratic"](0).context
+    with pytest.raises(EvomergeError) as caught:
+        build_strategy(recipe, context)
+    assert caught.value.cause == (
+        f"{tmp_path}/mine.py gives int, which has no population, init, ask, tell, births_per_generation"
+    )
