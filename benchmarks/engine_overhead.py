@@ -46,7 +46,7 @@ LARGE = {f"model.layers.{layer}.{name}": (CORE, CORE) for layer in range(32) for
 SMALL = {f"model.layers.{layer}.self_attn.{one}_proj": (46, 46) for layer in range(30) for one in "qkvo"}
 PARAMETERS: Mapping[str, dict[str, Any]] = {
     "map_elites": {"bins": 10, "batch": MEMBERS},
-    "niches": {"population": MEMBERS, "batch": MEMBERS},
+    "niches": {"population": MEMBERS},
     "hybrid": {"population": MEMBERS, "initial": MEMBERS},
     "greedy_soup": {},
 }

@@ -248,16 +248,14 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the table in Markdown, the best first."""
-    rows = result["rows"]
-    best = {
-        space: max((e["mean"], n) for n, e in entries.items() if e["kind"] == "expert")
-        for space, entries in rows.items()
-    }
-    shown = [name for name, entry in rows["subspace"].items() if entry["kind"] != "expert"]
-    lines = ["| final split, % | `subspace` | seeds | `factors` | seeds |", "|---|---:|---|---:|---|"]
-    lines += [f"| best expert ({best['subspace'][1]}) | {best['subspace'][0]:.1f} | | {best['factors'][0]:.1f} | |"]
-    for name in sorted(shown, key=lambda name: -rows["subspace"][name]["mean"]):
-        cells = [cell for space in rows for cell in _cells(rows[space].get(name))]
+    rows: Mapping[str, Mapping[str, Any]] = result["rows"]
+    heads = " | ".join(f"`{space}` | seeds" for space in rows)
+    best = [max((e["mean"], name) for name, e in found.items() if e["kind"] == "expert") for found in rows.values()]
+    lines = [f"| final split, % | {heads} |", "|---|" + "---:|---|" * len(rows)]
+    lines.append("| best expert | " + " | ".join(f"{mean:.1f} | {name}" for mean, name in best) + " |")
+    means = {n: e["mean"] for found in [*rows.values()][::-1] for n, e in found.items() if e["kind"] != "expert"}
+    for name in sorted(means, key=lambda name: -means[name]):
+        cells = [cell for found in rows.values() for cell in _cells(found.get(name))]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,6 +48,23 @@ class Context:
     def hooks_record(self) -> dict[str, Any]:
         """Return what the record of a merged birth says of the hooks."""
         return {"post_merge": [hook.name for hook in self.hooks]} if self.hooks else {}
+
+    def computed(self, count: int, make: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        """Return the stack ``[count, d]`` of the genomes ``make(0) .. make(count - 1)``, made by threads in any order.
+
+        So ``make`` must draw from a key of its row, and from no global generator. A user's hook gets one thread only.
+        """
+        stack = torch.empty(count, self.experts.genomes.shape[1])
+        threads = torch.get_num_threads()
+
+        def fill(row: int) -> None:
+            stack[row] = make(row)
+
+        with ThreadPoolExecutor(1 if any(hook.digest for hook in self.hooks) else threads) as pool:
+            list(pool.map(fill, range(count)))
+        # What is computed on one thread (`one_thread`) restores their number as its own thread saw it.
+        torch.set_num_threads(threads)
+        return stack
 
     def expert_births(self) -> Births:
         """Return the experts themselves, as founders."""

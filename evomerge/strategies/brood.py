@@ -45,22 +45,28 @@ class Brood:
         """
         if len(state.members) == 1 and not self.mutation.rate:
             return None
-        genomes = torch.empty(self.size, state.population.shape[1])
-        origins = []
-        for number in range(self.size):
-            genomes[number], origin = self._birth(state, pair, key.at("birth", number))
-            origins.append(origin)
-        return Births(genomes, tuple(origins))
-
-    def _birth(self, state: State, pair: Pair, key: Key) -> tuple[torch.Tensor, Origin]:
         alone = len(state.members) == 1
-        rows = (0, 0) if alone else pair(key.at("parents"))
-        parents = tuple(state.members[row].digest for row in rows)
-        if alone or key.at("rate").numpy().random() < self.mutation.rate:
-            mutant = self._mutate(state.population[rows[0]], self.context.segments, key.at("noise"))
-            return mutant, Origin("mutation", parents[:1])
-        child, details = self.cross(state.population[list(rows)], key.at("merge"))
-        return child, Origin("crossover", parents, {**details, **self.context.hooks_record()})
+        keys = [key.at("birth", number) for number in range(self.size)]
+        rows = [(0, 0) if alone else pair(at.at("parents")) for at in keys]
+        mutates = [alone or at.at("rate").numpy().random() < self.mutation.rate for at in keys]
+        details: dict[int, Mapping[str, Any]] = {}
+
+        def birth(number: int) -> torch.Tensor:
+            if mutates[number]:
+                parent = state.population[rows[number][0]]
+                return self._mutate(parent, self.context.segments, keys[number].at("noise"))
+            child, details[number] = self.cross(state.population[list(rows[number])], keys[number].at("merge"))
+            return child
+
+        genomes = self.context.computed(self.size, birth)
+        parents = [tuple(state.members[row].digest for row in both) for both in rows]
+        origins = [
+            Origin("crossover", both, {**details[number], **self.context.hooks_record()})
+            if number in details
+            else Origin("mutation", both[:1])
+            for number, both in enumerate(parents)
+        ]
+        return Births(genomes, tuple(origins))
 
     @cached_property
     def _mutate(self) -> Callable[[torch.Tensor, tuple[Segment, ...], Key], torch.Tensor]:

@@ -180,9 +180,7 @@ class Coefficients:
 
     def births(self, vectors: Array, key: Key) -> Births:
         """Return the genomes of vectors ``[k, m]``."""
-        genomes = torch.empty(len(vectors), self.context.experts.genomes.shape[1])
-        for row, vector in enumerate(vectors):
-            genomes[row] = self.decode(vector, key)
+        genomes = self.context.computed(len(vectors), lambda row: self.decode(vectors[row], key))
         return Births(genomes, tuple(Origin("coefficients", self._parents, self._details(each)) for each in vectors))
 
     def founders(self, vectors: Array, key: Key) -> Births:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from evomerge.selection.parents import PARENTS
 from evomerge.selection.survivors import SURVIVORS
 from evomerge.specs import Count, Fraction, OperatorSpec, Part
 from evomerge.strategies import STRATEGIES
-from evomerge.strategies.base import Candidates, Context, next_state
+from evomerge.strategies.base import Candidates, Context, Merge, next_state
 from evomerge.strategies.founders import FoundersSpec, Weighting, found, parent_weights
 from evomerge.types import Births, Origin, Outcome, State, digest_tensor
 from evomerge.variation.mutate import MUTATIONS
@@ -66,43 +66,49 @@ class Variation:
             trials: crossovers tried.
             key: the generation's.
         """
-        rows: list[torch.Tensor] = []
-        origins: list[Origin] = []
+        digests, living = list(members), list(members.values())
+        pairs: list[tuple[torch.Tensor, tuple[int, ...], Key]] = []
         for trial in range(trials if len(members) > 1 else 0):
             at = key.at("crossover", trial)
             if at.at("rate").numpy().random() < self.crossover.rate:
-                child, origin = self._child(members, fitness, at)
-                rows.append(child)
-                origins.append(origin)
-        # The digest of a child that does not mutate is not needed here.
-        parents = [*members.items(), *((None, row) for row in rows)]
-        for number, (digest, parent) in enumerate(parents):
-            at = key.at("mutation", number)
-            if at.at("rate").numpy().random() < self.mutation.rate:
-                rows.append(self._mutate(parent, self.context.segments, at.at("noise")))
-                origins.append(Origin("mutation", (digest or digest_tensor(parent),)))
-        nobody = self.context.experts.genomes[:0]
-        return Births(torch.stack(rows) if rows else nobody, tuple(origins))
+                chosen = self._select(fitness, min(self.crossover.parents, len(digests)), at.at("parents"))
+                weights = parent_weights(self.crossover.weights, fitness[list(chosen)], at.at("weights"))
+                pairs.append((weights, chosen, at.at("merge")))
 
-    def _child(self, members: Mapping[str, torch.Tensor], fitness: np.ndarray, key: Key) -> tuple[torch.Tensor, Origin]:
-        digests = list(members)
-        chosen = self._select(fitness, min(self.crossover.parents, len(digests)), key.at("parents"))
-        weights = parent_weights(self.crossover.weights, fitness[list(chosen)], key.at("weights"))
-        parents = tuple(digests[i] for i in chosen)
-        stack = torch.stack([members[digest] for digest in parents])
-        child = self._merge(stack, weights, self.context.segments, key.at("merge"))
-        return child, Origin("crossover", parents, {"weights": weights.tolist(), **self.context.hooks_record()})
+        def child(number: int) -> torch.Tensor:
+            weights, chosen, at = pairs[number]
+            return self._merge(torch.stack([living[row] for row in chosen]), weights, self.context.segments, at)
+
+        children = self.context.computed(len(pairs), child)
+        parents = [*living, *children]
+        at = key.at("mutation")
+        rates = [at.at(number, "rate").numpy().random() for number in range(len(parents))]
+        mutating = [number for number, rate in enumerate(rates) if rate < self.mutation.rate]
+
+        def mutant(number: int) -> torch.Tensor:
+            row = mutating[number]
+            return self._mutate(parents[row], self.context.segments, at.at(row, "noise"))
+
+        mutants = self.context.computed(len(mutating), mutant)
+        origins = [self._crossed([digests[row] for row in chosen], weights) for weights, chosen, _ in pairs]
+        # The digest of a child that does not mutate is not needed here.
+        names = [digests[row] if row < len(living) else digest_tensor(parents[row]) for row in mutating]
+        origins += [Origin("mutation", (name,)) for name in names]
+        return Births(torch.cat([children, mutants]), tuple(origins))
+
+    def _crossed(self, parents: Sequence[str], weights: torch.Tensor) -> Origin:
+        return Origin("crossover", tuple(parents), {"weights": weights.tolist(), **self.context.hooks_record()})
 
     @cached_property
     def _select(self) -> Any:
         return PARENTS[self.crossover.select.name].bind(**self.crossover.select.parameters)
 
     @cached_property
-    def _merge(self) -> Any:
+    def _merge(self) -> Merge:
         return self.context.merge(self.crossover.merge)
 
     @cached_property
-    def _mutate(self) -> Any:
+    def _mutate(self) -> Callable[..., torch.Tensor]:
         return MUTATIONS[self.mutation.name].bind(**self.mutation.parameters)
 
 
