@@ -29,12 +29,12 @@ import random
 from deap import algorithms, base, tools
 from evomerge.toolbox import equip
 
-random.seed(1)                                              # DEAP's randomness, and here the only one
+random.seed(1)  # DEAP's randomness, and here the only one
 toolbox, best = base.Toolbox(), tools.HallOfFame(1)
-bench = equip(toolbox, "populations/quickstart.yaml")       # individual, population, mate, mutate, select, evaluate
+bench = equip(toolbox, "populations/quickstart.yaml")  # individual, population, mate, mutate, select, evaluate
 algorithms.eaSimple(toolbox.population(), toolbox, cxpb=0.6, mutpb=0.2, ngen=3, halloffame=best)
 print(bench.score(best[0], "final").tasks)
-bench.save(best[0], "my-adapter")                           # a PEFT folder
+bench.save(best[0], "my-adapter")  # a PEFT folder
 """
 
 TWO_TASKS = '''"""Two tasks that pull apart, and a list of who was asked."""

@@ -134,7 +134,15 @@ class Candidates:
 
     def stack(self, rows: Sequence[int]) -> torch.Tensor:
         """Return the genomes of some as a new stack ``[len(rows), d]``."""
-        return torch.stack([self.genomes[row] for row in rows])
+        return stacked([self.genomes[row] for row in rows])
+
+
+def stacked(genomes: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    """Return genomes ``[d]`` as a new stack ``[n, d]``, copied by threads: fresh memory is slow to touch."""
+    stack = torch.empty(len(genomes), len(genomes[0]), dtype=genomes[0].dtype)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(lambda row: stack[row].copy_(genomes[row]), range(len(genomes))))
+    return stack
 
 
 def scored(state: State, births: Births, outcomes: Sequence[Outcome]) -> list[tuple[torch.Tensor, Individual | None]]:

@@ -16,7 +16,7 @@ from evomerge.keys import Key
 from evomerge.selection.survivors import SURVIVORS
 from evomerge.specs import Count, NotNegative, OperatorSpec, Positive
 from evomerge.strategies import STRATEGIES
-from evomerge.strategies.base import Candidates, Context, next_state, scored
+from evomerge.strategies.base import Candidates, Context, next_state, scored, stacked
 from evomerge.strategies.founders import FoundersSpec, found
 from evomerge.strategies.genetic import CrossoverSpec, MutationSpec, Variation, elites_have_places
 from evomerge.strategies.swarm import born_alive, drawn, moves, worst_ever
@@ -141,7 +141,7 @@ class Hybrid:
             state,
             Candidates(tuple(individuals), tuple(genomes)),
             range(len(genomes)),
-            tensors={"velocities": velocities, "personal": torch.stack(places), "worst": worst},
+            tensors={"velocities": velocities, "personal": stacked(places), "worst": worst},
             extra={"personal": personal, "worst": lowest},
         )
 
@@ -165,7 +165,7 @@ class Hybrid:
             survivors,
             tensors={
                 "velocities": self._velocities(state, candidates, survivors, key),
-                "personal": torch.stack([places[row] for row in survivors]),
+                "personal": stacked([places[row] for row in survivors]),
                 "worst": worst,
             },
             extra={"personal": [personal[row] for row in survivors], "worst": lowest},
@@ -176,7 +176,7 @@ class Hybrid:
             best = candidates.genomes[int(candidates.fitness.argmax())]
             return start_velocities(self.move.start, candidates.stack(survivors), best, key)
         known, rest = state.tensors["velocities"], torch.zeros_like(state.population[0])
-        return torch.stack([known[row] if row < len(known) else rest for row in survivors])
+        return stacked([known[row] if row < len(known) else rest for row in survivors])
 
     def _trials(self, living: int) -> int:
         return self.crossover.trials or max(1, living // 2)

@@ -13,7 +13,7 @@ import torch
 from evomerge.keys import Key
 from evomerge.specs import Count
 from evomerge.strategies import STRATEGIES
-from evomerge.strategies.base import Candidates, Context, next_state, scored
+from evomerge.strategies.base import Candidates, Context, next_state, scored, stacked
 from evomerge.strategies.founders import FoundersSpec, found
 from evomerge.types import Births, Origin, Outcome, State
 from evomerge.variation.swarm import Flock, MoveSpec, Weights, start_velocities
@@ -117,7 +117,7 @@ class Swarm:
         if state.best is None:
             return self._founded(state, born_alive(state, births, outcomes), key)
         individuals, genomes = list(state.members), list(state.population)
-        positions, digests = births.genomes.clone(), list(births.digests)
+        positions, digests = stacked(births.genomes), list(births.digests)
         velocities = _flock(state).steered(drawn(self.move, len(genomes), key))
         waited = [steps + 1 for steps in state.extra["waited"]]
         for row, (genome, individual) in enumerate(scored(state, births, outcomes)):
