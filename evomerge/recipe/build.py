@@ -123,7 +123,7 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setu
     _collect(problems, lambda: check_merges(recipe))
     if problems or fitness is None or pool is None or space is None:
         raise Problems(problems)
-    _check_room(len(pool.adapters), space, "The experts")
+    _check_room(len(pool.adapters), space, f"A pool of {len(pool.adapters)} experts")
     genomes = torch.stack([space.encode(adapter) for adapter in pool.adapters])
     experts = Experts(pool.names, genomes)
     strategy = build_strategy(recipe, Context(space, experts, hooks))

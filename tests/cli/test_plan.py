@@ -47,7 +47,9 @@ def test_it_says_what_ends_the_search(
         "from types import SimpleNamespace\n"
         "def strategy(context, *, often: float = 0.2):\n"
         "    init = lambda key: context.expert_births()\n"
-        "    return SimpleNamespace(population=3, init=init, births_per_generation=lambda: often)\n"
+        "    never = lambda *_: None\n"
+        "    births = lambda: often\n"
+        "    return SimpleNamespace(population=3, init=init, ask=never, tell=never, births_per_generation=births)\n"
     )
     settings = [word for override in overrides for word in ("--set", override)]
     ended = evomerge("run", recipe, "--dry-run", *settings)

@@ -106,6 +106,8 @@ def test_a_run_evolves_in_it(folders, pico_base, tmp_path) -> None:
 
 def test_a_population_that_does_not_fit_is_refused_before_it_starts(folders, pico_base, tmp_path, monkeypatch) -> None:
     recipe = load_recipe(write_run(tmp_path, pico_base, folders, space={"name": "dense"}))
-    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 10)
-    with pytest.raises(RunError, match=r"A population of 5 in the space 'dense' needs about .* GiB of memory"):
-        build(recipe)
+    experts = 4 * len(folders) * build(recipe).space.dimension
+    for free, what in ((1 << 10, rf"A pool of {len(folders)} experts"), (experts, "A population of 5")):
+        monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
+        with pytest.raises(RunError, match=rf"{what} in the space 'dense' needs about .* GiB of memory"):
+            build(recipe)
