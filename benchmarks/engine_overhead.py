@@ -18,7 +18,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,14 +30,16 @@ from evomerge.checkpoint.run import RunFolder, environment
 from evomerge.checkpoint.scoring import Scoring
 from evomerge.engine import Search
 from evomerge.evaluation.ensemble import Combine
-from evomerge.evaluation.fitness import Evaluated, Fitness
+from evomerge.evaluation.evaluator import Measured
+from evomerge.evaluation.fitness import Fitness
+from evomerge.evaluation.usage import Usage
 from evomerge.files import write_json
 from evomerge.keys import Key
 from evomerge.spaces.deltas import DenseSpace
 from evomerge.stop import Cost, Stop
 from evomerge.strategies import STRATEGIES
 from evomerge.strategies.base import Context, Experts, empty_state
-from evomerge.types import Outcome, Score, Split, State
+from evomerge.types import Score, Split, State
 
 RESULT = Path("benchmarks/results/engine_overhead.json")
 MEMBERS, EXPERTS, CORE = 100, 10, 80
@@ -136,18 +138,17 @@ class Sleeping:
     def group(self) -> int:
         return 1
 
-    @property
-    def halved(self) -> int:
-        return 0
-
-    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
-        for row in range(len(genomes)):
+    def evaluate(
+        self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
+    ) -> Iterator[tuple[int, Measured]]:
+        for number, _ in enumerate(groups):
             start = time.perf_counter()
             time.sleep(self.seconds)
-            self.slept += time.perf_counter() - start
-            yield row, score(f"{row:08x}")
+            took = time.perf_counter() - start
+            self.slept += took
+            yield number, Measured((score(f"{number:08x}"),), (Usage(took),))
 
-    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Outcome:
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Measured:
         raise NotImplementedError
 
 

@@ -22,7 +22,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ from evomerge.checkpoint.scoring import Scoring
 from evomerge.engine import Search
 from evomerge.evaluation.data import Data
 from evomerge.evaluation.ensemble import Combine
-from evomerge.evaluation.fitness import Evaluated, Fitness, Task
-from evomerge.evaluation.local import Evaluator
+from evomerge.evaluation.evaluator import Evaluator, Measured, alone
+from evomerge.evaluation.fitness import Fitness, Task
+from evomerge.evaluation.usage import NOTHING
 from evomerge.experts.adapter import read_adapter
 from evomerge.experts.save import save_adapter
 from evomerge.files import write_json, write_text
@@ -48,7 +49,7 @@ from evomerge.specs import OperatorSpec
 from evomerge.stop import Cost, Stop
 from evomerge.strategies import STRATEGIES
 from evomerge.strategies.base import Context, Experts
-from evomerge.types import Outcome, Score, Split, digest_json, digest_tensor
+from evomerge.types import Score, Split, digest_json, digest_tensor
 
 RECIPE = Path("populations/quickstart.yaml")
 RESULTS = Path("benchmarks/results")
@@ -119,21 +120,19 @@ class Remembered:
     def group(self) -> int:
         return 1
 
-    @property
-    def halved(self) -> int:
-        return self._evaluator.halved
-
-    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
-        for row, genome in enumerate(genomes):
+    def evaluate(
+        self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
+    ) -> Iterator[tuple[int, Measured]]:
+        for number, (genome,) in enumerate(groups):
             key = digest_json([digest_tensor(genome), split, self._conditions])
             if self._memory.get(key) is None:
-                ((_, outcome),) = self._evaluator.evaluate(genome[None], fitness, split)
+                (outcome,) = alone(self._evaluator, genome, fitness, split).outcomes
                 self._memory.put(key, outcome, 0)
             known = self._memory.get(key)
             assert known is not None, "it was put there"
-            yield row, known.outcome
+            yield number, Measured((known.outcome,), (NOTHING,))
 
-    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Outcome:
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Measured:
         return self._evaluator.together(genomes, fitness, split, combine)
 
 
@@ -211,7 +210,7 @@ class Bench:
         return round(100 * self._score(genome[None], "final").value, 2)
 
     def _score(self, genomes: torch.Tensor, split: Split) -> Score:
-        ((_, outcome),) = self.evaluator.evaluate(genomes, self.setup.fitness, split)
+        (outcome,) = alone(self.evaluator, genomes[0], self.setup.fitness, split).outcomes
         assert isinstance(outcome, Score), outcome
         return outcome
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from evomerge.checkpoint.race import Race
 from evomerge.checkpoint.run import RunFolder
 from evomerge.checkpoint.scoring import Scored, Scoring
-from evomerge.checkpoint.usage import Usage
 from evomerge.errors import RunError
+from evomerge.evaluation.usage import Usage
 from evomerge.keys import Key
 from evomerge.spaces.base import GenomeSpace
 from evomerge.stop import Account, Cost, Stop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,12 @@ from evomerge.checkpoint.run import (
     refuse_existing,
 )
 from evomerge.checkpoint.scoring import Scored, Scoring
-from evomerge.checkpoint.usage import Usage
 from evomerge.engine import Search, Watch
 from evomerge.errors import FitnessError, Problems, RecipeError, RunError
+from evomerge.evaluation.evaluator import alone
 from evomerge.evaluation.objective import Objective, references_of
 from evomerge.evaluation.rows import check_counts
+from evomerge.evaluation.usage import Usage
 from evomerge.outputs import final_report, publish_best
 from evomerge.plan import Plan, make_plan
 from evomerge.recipe.build import Setup, build, build_evaluator, resolve
@@ -112,12 +112,10 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     setup = build(resolve(recipe), console.stage)
     console.stage("loading the base model and scoring it once")
     evaluator = build_evaluator(setup)
-    start = time.perf_counter()
-    ((_, outcome),) = evaluator.evaluate(torch.zeros(1, setup.space.dimension), setup.fitness, "search")
-    seconds = time.perf_counter() - start
-    base = _scored(outcome)
+    measured = alone(evaluator, torch.zeros(setup.space.dimension), setup.fitness, "search")
+    base = _scored(measured.outcomes[0])
     _check(setup, base)
-    console.plan(make_plan(setup, base, seconds))
+    console.plan(make_plan(setup, base, measured.usages[0].seconds))
 
 
 def read_recipe(folder: Path) -> Recipe:

@@ -19,6 +19,7 @@ from deap import base, tools
 from pydantic import ValidationError
 
 from evomerge.errors import FitnessError, RecipeError, RunError
+from evomerge.evaluation.evaluator import alone
 from evomerge.evaluation.objective import Objective, references_of, weighted_sum
 from evomerge.keys import Key
 from evomerge.launch import recipe_text
@@ -196,12 +197,10 @@ class Bench:
     def _outcome(self, genome: torch.Tensor, split: Split) -> Outcome:
         """Return what the fitness says, before the objective; scores are remembered, failures may be tried again."""
         place = (digest_tensor(genome), split)
-        if place not in self._known:
-            ((_, outcome),) = self._evaluator.evaluate(genome[None], self.setup.fitness, split)
-            if isinstance(outcome, Failure):
-                return outcome
+        outcome = self._known.get(place) or alone(self._evaluator, genome, self.setup.fitness, split).outcomes[0]
+        if isinstance(outcome, Score):
             self._known[place] = outcome
-        return self._known[place]
+        return outcome
 
     def _make_objective(self) -> Objective:
         """Score the base, which shows that the fitness works and what tasks it reports, and the experts if need be."""

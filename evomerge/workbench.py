@@ -122,7 +122,7 @@ def score_ensemble_of(
         raise RunError("the run has no snapshot yet", where=str(run), fix=f"`evomerge resume {run}` goes on with it.")
     rows = fittest(loaded.state, size)
     evaluator = build_evaluator(setup)
-    outcome = evaluator.together(loaded.state.population[rows], setup.fitness, split, combine)
+    (outcome,) = evaluator.together(loaded.state.population[rows], setup.fitness, split, combine).outcomes
     if isinstance(outcome, Failure):
         raise FitnessError(f"{outcome.kind}: {outcome.message}", where=str(run), fix="Mend the fitness file.")
     return outcome, [loaded.state.members[row] for row in rows]

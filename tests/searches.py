@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from evomerge.checkpoint.run import RunFolder
 from evomerge.checkpoint.scoring import Scoring
 from evomerge.engine import Search
-from evomerge.evaluation.fitness import Evaluated, Fitness
+from evomerge.evaluation.evaluator import Measured
+from evomerge.evaluation.fitness import Fitness
+from evomerge.evaluation.usage import Usage
 from evomerge.experts.adapter import Adapter, Factors
 from evomerge.experts.pool import Pool
 from evomerge.keys import Key
@@ -40,16 +42,17 @@ class Plain:
     def group(self) -> int:
         return 1
 
-    @property
-    def halved(self) -> int:
-        return 0
+    def evaluate(
+        self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
+    ) -> Iterator[tuple[int, Measured]]:
+        for number, genomes in enumerate(groups):
+            self.seen += map(digest_tensor, genomes)
+            yield number, Measured(tuple(map(self.function, genomes)), self.usages(number, len(genomes)))
 
-    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
-        for row, genome in enumerate(genomes):
-            self.seen.append(digest_tensor(genome))
-            yield row, self.function(genome)
+    def usages(self, number: int, count: int) -> tuple[Usage, ...]:
+        return (Usage(0.001, 10),) * count
 
-    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: str) -> Outcome:
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: str) -> Measured:
         raise NotImplementedError("no search asks for an ensemble")
 
 

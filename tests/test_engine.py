@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.errors import RunError
-from evomerge.evaluation.fitness import Evaluated
+from evomerge.evaluation.usage import Usage
 from evomerge.types import Failure, Outcome, Score, digest_tensor
 from searches import BAD, Plain, World, near_one
 
@@ -157,11 +156,9 @@ class Crowded(Plain):
     """Scores groups of four, for the second of which memory does not suffice at first."""
 
     group = 4
-    halved = 0
 
-    def evaluate(self, genomes: torch.Tensor, *rest: Any) -> Iterator[Evaluated]:
-        self.halved += len(self.seen) == 4
-        return super().evaluate(genomes, *rest)
+    def usages(self, number: int, count: int) -> tuple[Usage, ...]:
+        return tuple(Usage(0.5, 10 + number, int(number == 1 and place == 0)) for place in range(count))
 
 
 def test_seconds_and_memory_are_clocks_and_come_by_groups(tmp_path: Path) -> None:
@@ -173,7 +170,7 @@ def test_seconds_and_memory_are_clocks_and_come_by_groups(tmp_path: Path) -> Non
     told = list(zip(world.folder.ledger.events(), world.folder.ledger.clocks(), strict=True))
     founders = [clock for event, clock in told if (event["event"], event["generation"]) == ("birth", 0)]
     assert [clock.get("halved", 0) for clock in founders] == [0, 0, 0, 0, 1, 0]
-    assert len({clock["memory"] for clock in founders[:4]}) == 1
+    assert [clock["memory"] for clock in founders] == [10, 10, 10, 10, 11, 11]
     (generation,) = (clock for event, clock in told if (event["event"], event["generation"]) == ("generation", 0))
     assert generation["halved"] == 1 and generation["memory"] == max(clock["memory"] for clock in founders)
     assert world.diary.ticks[:2] == [(4, 6), (6, 6)]

@@ -23,11 +23,11 @@ from functools import cached_property
 import numpy as np
 
 from evomerge.checkpoint.scoring import Scored, Scoring, Tick
-from evomerge.checkpoint.usage import Usage
 from evomerge.errors import RunError
 from evomerge.evaluation.fitness import Fitness
 from evomerge.evaluation.objective import weighted_sum
 from evomerge.evaluation.rows import Rows
+from evomerge.evaluation.usage import Usage
 from evomerge.keys import Key
 from evomerge.selection.item_response import Items, anchors, expected, fit
 from evomerge.selection.racing import beaten, blocks, survivors

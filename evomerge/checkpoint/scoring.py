@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from evomerge.checkpoint.outcomes import OutcomeCache
-from evomerge.checkpoint.usage import NOTHING, Meter, Usage
 from evomerge.evaluation.ensemble import Combine
+from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.fitness import Fitness
-from evomerge.evaluation.local import Evaluator
 from evomerge.evaluation.rows import Rows, on_rows
+from evomerge.evaluation.usage import NOTHING, Usage
 from evomerge.types import Failure, Outcome, Split, digest_json, digest_rows
 
 # Called with (done, total) after each group: evaluations, without what was known before.
@@ -101,11 +101,11 @@ class Scoring:
         groups = [asked[start : start + size] for start in range(0, len(asked), size)]
         left = [group for group in groups if not all(self._cache.get(keys[row]) for row in group)]
         used: dict[int, Usage] = {}
-        for group in left:
-            meter = Meter(self._evaluator)
-            for place, outcome in self._evaluator.evaluate(genomes[group], self._fitness, split):
-                self._cache.put(keys[group[place]], outcome, generation)
-            used |= meter.shares(group)
+        stacks = (genomes[group] for group in left)
+        for number, measured in self._evaluator.evaluate(stacks, self._fitness, split):
+            for row, outcome, usage in zip(left[number], measured.outcomes, measured.usages, strict=True):
+                self._cache.put(keys[row], outcome, generation)
+                used[row] = usage
             if tick:
                 tick(len(used), sum(map(len, left)))
         return [
@@ -118,9 +118,9 @@ class Scoring:
         key = digest_json(["ensemble", combine, digest_rows(genomes), split, self._conditions])
         used = NOTHING
         if self._cache.get(key) is None:
-            meter = Meter(self._evaluator)
-            self._cache.put(key, self._evaluator.together(genomes, self._fitness, split, combine), generation)
-            used = meter.shares([0])[0]
+            measured = self._evaluator.together(genomes, self._fitness, split, combine)
+            self._cache.put(key, measured.outcomes[0], generation)
+            used = measured.usages[0]
         return self._scored(key, twin=False, generation=generation, usage=used)
 
     def _known_before(self, key: str, generation: int) -> bool:

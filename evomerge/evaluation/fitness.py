@@ -17,7 +17,7 @@ from evomerge.evaluation.model import Model
 from evomerge.evaluation.objective import weighted_sum
 from evomerge.evaluation.plugin import FITNESS, FIX, takes_two
 from evomerge.evaluation.scorers import CodeExecution, Generation, generate_together
-from evomerge.types import Outcome, Score, Split, digest_bytes, digest_json
+from evomerge.types import Score, Split, digest_bytes, digest_json
 
 Function = Callable[[Model, Split], Any]
 Direction = Literal["maximize", "minimize"]
@@ -238,6 +238,3 @@ def build_fitness(tasks: Iterable[Task]) -> Fitness:
             cause = f"the fitness task {other.reported!r} is named like a part of {one.reported!r}"
             raise FitnessError(cause, where="fitness", fix="Give it another `name:`.")
     return Fitness(found)
-
-
-Evaluated = tuple[int, Outcome]

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from evomerge.evaluation.adapters import Worn
 from evomerge.evaluation.ensemble import Combine, score_ensemble
-from evomerge.evaluation.fitness import Evaluated, Fitness, WrongType
+from evomerge.evaluation.evaluator import Measured
+from evomerge.evaluation.fitness import Fitness, WrongType
 from evomerge.evaluation.lockstep import TimeLimit, limited, score_in_lockstep
 from evomerge.evaluation.model import Model
+from evomerge.evaluation.usage import Meter
 from evomerge.spaces.base import GenomeSpace
 from evomerge.types import Failure, Outcome, Score, Split
-
-
-class Evaluator(Protocol):
-    """Scores genomes; local and distributed evaluators cannot be told apart by their outcomes."""
-
-    @property
-    def group(self) -> int:
-        """Return how many individuals go through the base together: the last bits of their logits depend on it."""
-        ...
-
-    @property
-    def halved(self) -> int:
-        """Return how often memory did not suffice so far, so that a batch was halved."""
-        ...
-
-    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
-        """Yield ``(row, outcome)`` for every row of ``genomes`` ``[n, d]``, as soon as each is known."""
-        ...
-
-    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Outcome:
-        """Return what the individuals ``[k, d]``, the fittest first, score when they answer together."""
-        ...
 
 
 class LocalEvaluator:
@@ -59,30 +38,31 @@ class LocalEvaluator:
         """Return how many individuals go through the base together."""
         return self._group
 
-    @property
-    def halved(self) -> int:
-        """Return how often memory did not suffice so far, so that a batch was halved."""
-        return self._model.runner.halved
-
-    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
-        """Yield ``(row, outcome)`` in the order of the rows."""
-        for start in range(0, len(genomes), self._group):
-            worn = Worn.of_genomes(self._space, genomes[start : start + self._group])
-            outcomes = score_in_lockstep(
-                self._model, worn, lambda member: score(member, fitness, split), self._time_limit
-            )
-            yield from enumerate(outcomes, start)
+    def evaluate(
+        self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
+    ) -> Iterator[tuple[int, Measured]]:
+        """Yield ``(number of a group, what it scored)``, in the order of the groups."""
+        for number, genomes in enumerate(groups):
+            yield number, self.measure(genomes, fitness, split)
         self._model.wear({})
 
-    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Outcome:
+    def measure(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Measured:
+        """Return what one group ``[k, d]`` scores; the model wears it afterwards."""
+        meter = Meter(self._model.runner)
+        worn = Worn.of_genomes(self._space, genomes)
+        outcomes = score_in_lockstep(self._model, worn, lambda member: score(member, fitness, split), self._time_limit)
+        return Measured(tuple(outcomes), meter.shares(len(genomes)))
+
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Measured:
         """Return what the individuals score together; the time limit holds for each."""
+        meter = Meter(self._model.runner)
 
         def answer(model: Model, split: Split) -> Score:
             members = (self._space.factors(genome) for genome in genomes)
             return score_ensemble(members, model, fitness, split, combine)
 
         limit = None if self._time_limit is None else self._time_limit * len(genomes)
-        return score(self._model, answer, split, limit)
+        return Measured((score(self._model, answer, split, limit),), meter.shares(1))
 
 
 def score(

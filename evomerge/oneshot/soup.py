@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from evomerge.evaluation.evaluator import alone
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
 from evomerge.experts.base import resolve_base
@@ -34,7 +35,7 @@ def brew(request: AdapterRequest, stage: Callable[[str], None]) -> tuple[MergedA
     evaluator = LocalEvaluator(Model(network, tokenizer, tuple(space.modules)), space)
 
     def score(genome: Tensor) -> float | None:
-        [(_, outcome)] = evaluator.evaluate(genome[None], fitness, "search")
+        (outcome,) = alone(evaluator, genome, fitness, "search").outcomes
         stage(f"scored: {f'{100 * outcome.value:.1f} %' if isinstance(outcome, Score) else outcome.message}")
         return outcome.value if isinstance(outcome, Score) else None
 

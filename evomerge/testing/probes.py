@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ import torch
 from evomerge.checkpoint.outcomes import OutcomeCache
 from evomerge.checkpoint.scoring import Scoring
 from evomerge.evaluation.ensemble import Combine
-from evomerge.evaluation.fitness import Evaluated, Fitness, Task
+from evomerge.evaluation.evaluator import Measured
+from evomerge.evaluation.fitness import Fitness, Task
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.model import Model
+from evomerge.evaluation.usage import NOTHING
 from evomerge.testing.landscapes import UNSCORED, Landscape
-from evomerge.types import Failure, Outcome, Split
+from evomerge.types import Failure, Split
 
 BAD = Failure("exception", "ZeroDivisionError: made to fail by the suite")
 
@@ -48,18 +50,18 @@ class Recorder:
         """Return 1: points of a landscape are scored one by one."""
         return 1
 
-    @property
-    def halved(self) -> int:
-        """Return 0: points of a landscape take no memory."""
-        return 0
-
-    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:  # noqa: ARG002
-        """Yield ``(row, outcome)`` in the order of the rows."""
-        for row, genome in enumerate(genomes):
+    def evaluate(
+        self,
+        groups: Iterable[torch.Tensor],
+        fitness: Fitness,  # noqa: ARG002
+        split: Split,
+    ) -> Iterator[tuple[int, Measured]]:
+        """Yield ``(number of a group, what it scored)``, in the order of the groups."""
+        for number, (genome,) in enumerate(groups):
             self.splits.append(split)
-            yield row, self._landscape.score(genome)
+            yield number, Measured((self._landscape.score(genome),), (NOTHING,))
 
-    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Outcome:
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Measured:
         """Refuse: ensembles are no part of a search."""
         raise AssertionError(f"the search asked for an ensemble of {len(genomes)} on {split!r}: {fitness}, {combine}")
 

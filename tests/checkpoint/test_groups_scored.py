@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,9 @@ import torch
 from evomerge.checkpoint.outcomes import OutcomeCache
 from evomerge.checkpoint.scoring import Scored, Scoring
 from evomerge.evaluation.ensemble import Combine
-from evomerge.evaluation.fitness import Evaluated, Fitness
+from evomerge.evaluation.evaluator import Measured
+from evomerge.evaluation.fitness import Fitness
+from evomerge.evaluation.usage import NOTHING
 from evomerge.types import Failure, Outcome, Score, Split, digest_rows
 
 GROUP = 4
@@ -28,32 +30,47 @@ class Grouped:
     """An evaluator whose outcomes depend, in their last bits, on who goes through the base together.
 
     Args:
-        lives: how many outcomes it gives before the process is killed.
+        lives: how many outcomes are written before the process is killed.
     """
 
-    halved = 0
     group = GROUP
 
     def __init__(self, lives: float = float("inf")) -> None:
         self.groups: list[tuple[str, ...]] = []
-        self._lives = lives
+        self.lives = lives
 
-    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
-        self.groups.append(tuple(digest_rows(genomes)))
-        for row, genome in enumerate(genomes):
-            if self._lives == 0:
-                raise Killed
-            self._lives -= 1
+    def evaluate(
+        self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
+    ) -> Iterator[tuple[int, Measured]]:
+        for number, genomes in enumerate(groups):
+            self.groups.append(tuple(digest_rows(genomes)))
             bits = 1e-9 * float((genomes * torch.arange(1, len(genomes) + 1)[:, None]).sum())
-            value = float(genome) + bits
-            yield row, Score(value, {"t": value}, {"t": (value,)}) if genome != 13 else Failure("exception", "no")
+            outcomes = tuple(self.outcome(float(genome) + bits, bad=float(genome) == 13) for genome in genomes)
+            yield number, Measured(outcomes, (NOTHING,) * len(genomes))
 
-    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Outcome:
+    def outcome(self, value: float, *, bad: bool) -> Outcome:
+        return Failure("exception", "no") if bad else Score(value, {"t": value}, {"t": (value,)})
+
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Measured:
         raise NotImplementedError
 
 
+class Mortal(OutcomeCache):
+    """A cache in a process that is killed once its evaluator has no lives left."""
+
+    def __init__(self, path: Path, evaluator: Grouped) -> None:
+        super().__init__(path)
+        self._evaluator = evaluator
+
+    def put(self, key: str, outcome: Outcome, born: int) -> None:
+        if self._evaluator.lives == 0:
+            raise Killed
+        self._evaluator.lives -= 1
+        super().put(key, outcome, born)
+
+
 def search(path: Path, evaluator: Grouped, limit: int | None = None) -> list[list[Scored]]:
-    scoring = Scoring(evaluator, Fitness(()), OutcomeCache(path / "outcomes.jsonl"), "conditions")
+    scoring = Scoring(evaluator, Fitness(()), Mortal(path / "outcomes.jsonl", evaluator), "conditions")
     return [scoring.score(FOUNDERS, "search", 0), scoring.score(BIRTHS, "search", 1, limit=limit)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from evomerge.checkpoint.scoring import Scored, Scoring
 from evomerge.engine import Search
 from evomerge.errors import RunError
 from evomerge.evaluation.data import Data
-from evomerge.evaluation.fitness import Evaluated, Fitness, Task
+from evomerge.evaluation.evaluator import Measured
+from evomerge.evaluation.fitness import Fitness, Task
 from evomerge.evaluation.model import Model
+from evomerge.evaluation.usage import NOTHING
 from evomerge.keys import Key
 from evomerge.selection.item_response import anchors, expected, fit
 from evomerge.stop import Cost, Stop
@@ -69,21 +71,27 @@ class Known:
     truth: Truth
     fails: Callable[[torch.Tensor, int], bool] = lambda genome, row: False
     group: int = 3
-    halved: int = 0
     seen: Counter[tuple[float, str, int]] = field(default_factory=Counter)
     calls: list[tuple[int, tuple[tuple[str, tuple[int, ...]], ...]]] = field(default_factory=list)
     lives: int = 10**9
 
-    def evaluate(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Evaluated]:
+    def evaluate(
+        self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
+    ) -> Iterator[tuple[int, Measured]]:
+        for number, genomes in enumerate(groups):
+            outcomes = tuple(self.measure(genomes, fitness, split))
+            yield number, Measured(outcomes, (NOTHING,) * len(genomes))
+
+    def measure(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Iterator[Outcome]:
         assert split == "search" and len(genomes) <= self.group
         rows = {task.name: [row["row"] for row in task.data.rows(split)] for task in fitness.tasks if task.data}
         self.calls.append((len(genomes), tuple((name, tuple(own)) for name, own in rows.items())))
-        for place, genome in enumerate(genomes):
+        for genome in genomes:
             if not self.lives:
                 raise Killed
             self.lives -= 1
             self.seen.update((float(genome[0]), name, row) for name, own in rows.items() for row in own)
-            yield place, self.outcome(genome, fitness, rows)
+            yield self.outcome(genome, fitness, rows)
 
     def outcome(self, genome: torch.Tensor, fitness: Fitness, rows: dict[str, list[int]]) -> Outcome:
         if any(self.fails(genome, row) for own in rows.values() for row in own):
@@ -95,7 +103,7 @@ class Known:
         value = sum(shares[name] * tasks[name] for name in tasks) / sum(shares.values())
         return Score(value, tasks, examples, tokens=5 * sum(map(len, examples.values())))
 
-    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: str) -> Outcome:
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: str) -> Measured:
         raise NotImplementedError
 
 

@@ -76,15 +76,21 @@ def model(pico_base, space):
     return Model(*load_base(pico_base, "float32", "cpu"), tuple(space.modules))
 
 
+def outcomes(evaluator, stack, job, split="search"):
+    groups = stack.split(evaluator.group)
+    found = list(evaluator.evaluate(groups, job, split))
+    assert [number for number, _ in found] == list(range(len(groups)))
+    return [outcome for _, measured in found for outcome in measured.outcomes]
+
+
 def genomes(space, pool):
     return torch.stack([space.encode(expert) for expert in pool.adapters])
 
 
 def test_outcomes_are_those_of_each_expert_in_order(model, space, pool, tmp_path):
     job = fitness(lambda model, split: model.loglikelihood(PAIRS), tmp_path)
-    results = list(LocalEvaluator(model, space).evaluate(genomes(space, pool), job, "search"))
-    assert [row for row, _ in results] == [0, 1, 2]
-    for expert, (_, result) in zip(pool.adapters, results, strict=True):
+    results = outcomes(LocalEvaluator(model, space), genomes(space, pool), job)
+    for expert, result in zip(pool.adapters, results, strict=True):
         model.wear({name: (f.scale * f.B, f.A) for name, f in expert.factors.items()})
         assert result.examples["mine"] == pytest.approx(model.loglikelihood(PAIRS), rel=1e-4)
 
@@ -96,14 +102,14 @@ def test_groups_of_any_size_give_the_same_scores(group, model, space, pool, tmp_
 
     stack = genomes(space, pool)
     stack = torch.cat([stack, stack.flip(0) / 2])
-    alone = dict(LocalEvaluator(model, space).evaluate(stack, fitness(asking, tmp_path), "search"))
+    alone = outcomes(LocalEvaluator(model, space), stack, fitness(asking, tmp_path))
     evaluator = LocalEvaluator(model, space, group=group)
-    together = dict(evaluator.evaluate(stack, fitness(asking, tmp_path), "search"))
-    assert evaluator.group == group and list(together) == list(range(6))
+    together = outcomes(evaluator, stack, fitness(asking, tmp_path))
+    assert evaluator.group == group and len(together) == 6
     for row in range(6):
         assert together[row].examples["mine"] == pytest.approx(alone[row].examples["mine"], rel=1e-4)
         assert together[row].tokens == alone[row].tokens > 0
-    assert len({outcome.value for outcome in together.values()}) == 6
+    assert len({outcome.value for outcome in together}) == 6
 
 
 def test_one_failure_does_not_touch_the_others(model, space, pool, tmp_path):
@@ -119,16 +125,16 @@ def test_one_failure_does_not_touch_the_others(model, space, pool, tmp_path):
         return model.loglikelihood(PAIRS)
 
     evaluator = LocalEvaluator(model, space)
-    found = dict(evaluator.evaluate(genomes(space, pool), fitness(second_fails, tmp_path), "search"))
-    well = dict(evaluator.evaluate(genomes(space, pool), fitness(all_well, tmp_path), "search"))
-    assert found == {0: well[0], 1: Failure("exception", "ValueError: no"), 2: well[2]}
+    found = outcomes(evaluator, genomes(space, pool), fitness(second_fails, tmp_path))
+    well = outcomes(evaluator, genomes(space, pool), fitness(all_well, tmp_path))
+    assert found == [well[0], Failure("exception", "ValueError: no"), well[2]]
 
 
 def test_a_genome_of_nan_is_a_failure(model, space, pool, tmp_path):
     stack = genomes(space, pool)
     stack[1] = torch.nan
     job = fitness(lambda model, split: model.generate(["a"], max_new_tokens=2) and 1.0, tmp_path)
-    results = dict(LocalEvaluator(model, space).evaluate(stack, job, "search"))
+    results = outcomes(LocalEvaluator(model, space), stack, job)
     assert isinstance(results[0], Score) and isinstance(results[2], Score)
     assert results[1] == Failure("not_finite", "the individual's logits are not numbers (NaN)")
 
@@ -137,6 +143,6 @@ def test_the_split_reaches_the_fitness_and_the_base_is_bare_after(model, space, 
     plain = model.loglikelihood(PAIRS)
     splits = []
     job = fitness(lambda model, split: splits.append(split) or 1.0, tmp_path)
-    list(LocalEvaluator(model, space).evaluate(genomes(space, pool), job, "final"))
+    outcomes(LocalEvaluator(model, space), genomes(space, pool), job, "final")
     assert splits == ["final"] * 3
     assert model.loglikelihood(PAIRS) == plain

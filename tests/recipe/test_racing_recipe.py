@@ -15,6 +15,7 @@ from evomerge.checkpoint.ledger import Ledger
 from evomerge.checkpoint.snapshot import load_latest
 from evomerge.checkpoint.store import GenomeStore
 from evomerge.errors import EvomergeError, FitnessError, Problems, RunError
+from evomerge.evaluation.evaluator import alone
 from evomerge.launch import Finished, dry_run, launch, resume
 from evomerge.recipe.build import build, build_evaluator, resolve
 from evomerge.recipe.load import load_recipe, parse_recipe, recipe_data
@@ -220,7 +221,7 @@ def test_the_best_of_a_raced_run_scores_what_one_evaluation_on_all_rows_gives(ra
     best = raced.state.best
     assert best is not None and not best.score.rows
     evaluator = build_evaluator(raced.setup)
-    ((_, whole),) = evaluator.evaluate(raced.state.tensors["best"], raced.setup.fitness, "search")
+    (whole,) = alone(evaluator, raced.state.tensors["best"][0], raced.setup.fitness, "search").outcomes
     assert isinstance(whole, Score)
     assert best.score.examples["likely"] == pytest.approx(whole.examples["likely"], abs=1e-5)
     assert best.score.value == pytest.approx(whole.value, abs=1e-5)

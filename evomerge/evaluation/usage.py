@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,14 +51,14 @@ class _Halving(Protocol):
 class Meter:
     """Measures what a group takes, from now on."""
 
-    def __init__(self, evaluator: _Halving) -> None:
-        self._evaluator = evaluator
-        self._halved = evaluator.halved
+    def __init__(self, runner: _Halving) -> None:
+        self._runner = runner
+        self._halved = runner.halved
         forget_peak()
         self._began = time.perf_counter()
 
-    def shares(self, rows: Sequence[int]) -> dict[int, Usage]:
-        """Return what each of the group's rows took."""
+    def shares(self, count: int) -> tuple[Usage, ...]:
+        """Return what each of a group of so many took."""
         seconds, memory = time.perf_counter() - self._began, peak_memory()
-        halved = self._evaluator.halved - self._halved
-        return {row: Usage(seconds / len(rows), memory, 0 if place else halved) for place, row in enumerate(rows)}
+        halved = self._runner.halved - self._halved
+        return tuple(Usage(seconds / count, memory, 0 if place else halved) for place in range(count))

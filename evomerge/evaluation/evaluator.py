@@ -1,0 +1,53 @@
+"""What scores genomes, wherever it runs; who asks cannot tell one evaluator from another by the outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from evomerge.evaluation.ensemble import Combine
+from evomerge.evaluation.fitness import Fitness
+from evomerge.evaluation.usage import Usage
+from evomerge.types import Outcome, Split
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a group scored, and what each of it took of the machine, in its order."""
+
+    outcomes: tuple[Outcome, ...]
+    usages: tuple[Usage, ...]
+
+
+class Evaluator(Protocol):
+    """Scores genomes in groups, which are formed before: an outcome depends on its group only.
+
+    So it is the same, to the last bit, whoever scores the group, and in whatever order groups are done.
+    """
+
+    @property
+    def group(self) -> int:
+        """Return how many individuals go through the base together: the last bits of their logits depend on it."""
+        ...
+
+    def evaluate(
+        self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
+    ) -> Iterator[tuple[int, Measured]]:
+        """Yield ``(number of a group, what it scored)`` for groups of genomes ``[k, d]``, in any order.
+
+        A group is taken from ``groups`` when somebody is free to score it, not before.
+        """
+        ...
+
+    def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Measured:
+        """Return what the individuals ``[k, d]``, the fittest first, score when they answer together: one outcome."""
+        ...
+
+
+def alone(evaluator: Evaluator, genome: torch.Tensor, fitness: Fitness, split: Split) -> Measured:
+    """Return what one genome ``[d]`` scores by itself."""
+    ((_, measured),) = evaluator.evaluate([genome[None]], fitness, split)
+    return measured
