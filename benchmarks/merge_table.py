@@ -36,7 +36,8 @@ from evomerge.experts.pool import Pool, load_pool
 from evomerge.keys import Key
 from evomerge.oneshot.adapters import experts_of, parent_norms
 from evomerge.oneshot.method import Method, TensorSpace
-from evomerge.recipe.build import build, load_model, resolve
+from evomerge.recipe.build import build, resolve
+from evomerge.recipe.evaluators import load_model
 from evomerge.recipe.load import load_recipe
 from evomerge.recipe.merge import MergeRecipe
 from evomerge.recipe.schema import Recipe

@@ -43,7 +43,8 @@ from evomerge.experts.adapter import read_adapter
 from evomerge.experts.save import save_adapter
 from evomerge.files import write_json, write_text
 from evomerge.keys import Key
-from evomerge.recipe.build import Setup, build, build_evaluator, operator, resolve
+from evomerge.recipe.build import Setup, build, operator, resolve
+from evomerge.recipe.evaluators import local_evaluator
 from evomerge.recipe.load import load_recipe
 from evomerge.specs import OperatorSpec
 from evomerge.stop import Cost, Stop
@@ -116,9 +117,7 @@ class Remembered:
     def __init__(self, evaluator: Evaluator, memory: OutcomeCache, conditions: str) -> None:
         self._evaluator, self._memory, self._conditions = evaluator, memory, conditions
 
-    @property
-    def group(self) -> int:
-        return 1
+    group = workers = 1
 
     def evaluate(
         self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
@@ -154,7 +153,7 @@ class Bench:
         setup = replace(setup, fitness=Fitness(tuple(shortened(task, rows) for task in setup.fitness.tasks)))
         memory = OutcomeCache(runs / f"{space}.jsonl")
         merged = setup.space.encode(read_adapter(regmean)) if regmean and space == "subspace" else None
-        return cls(setup, Remembered(build_evaluator(setup), memory, setup.conditions), runs, merged)
+        return cls(setup, Remembered(local_evaluator(setup.recipe, setup.space), memory, setup.conditions), runs, merged)
 
     @property
     def space(self) -> str:

@@ -25,7 +25,8 @@ from evomerge.keys import Key
 from evomerge.launch import recipe_text
 from evomerge.oneshot.run import check_output
 from evomerge.outputs import write_adapter
-from evomerge.recipe.build import Setup, build, build_evaluator, resolve
+from evomerge.recipe.build import Setup, build, resolve
+from evomerge.recipe.evaluators import local_evaluator
 from evomerge.recipe.load import load_recipe
 from evomerge.recipe.schema import Recipe
 from evomerge.registry import Registry
@@ -109,7 +110,7 @@ class Bench:
         self._merge = self._context.merge(merge)
         self._mutate = MUTATIONS[mutation.name].bind(**mutation.parameters)
         self._card = _CARD.format(mate=merge.text, mutate=mutation.text)
-        self._evaluator = build_evaluator(setup)
+        self._evaluator = local_evaluator(setup.recipe, setup.space)
         self._known: dict[tuple[str, Split], Score] = {}
         self._objective = self._make_objective()
         shares = self._objective.shares

@@ -91,7 +91,7 @@ class Failure:
     The kind ``budget`` says that nobody tried: the budget had ended.
     """
 
-    kind: Literal["exception", "not_finite", "wrong_type", "time_limit", "budget"]
+    kind: Literal["exception", "not_finite", "wrong_type", "time_limit", "worker_died", "budget"]
     message: str
 
 

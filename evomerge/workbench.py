@@ -29,7 +29,8 @@ from evomerge.oneshot.request import is_full_model
 from evomerge.oneshot.run import check_output
 from evomerge.oneshot.views import read_view
 from evomerge.outputs import fittest, write_adapter
-from evomerge.recipe.build import Setup, build, build_evaluator, load_fitness, load_spec
+from evomerge.recipe.build import Setup, build, load_fitness, load_spec
+from evomerge.recipe.evaluators import local_evaluator
 from evomerge.recipe.schema import Recipe, TaskSpec
 from evomerge.spaces.base import Exported
 from evomerge.training.experts import Follow, Job, train_experts
@@ -121,7 +122,7 @@ def score_ensemble_of(
     if loaded is None:
         raise RunError("the run has no snapshot yet", where=str(run), fix=f"`evomerge resume {run}` goes on with it.")
     rows = fittest(loaded.state, size)
-    evaluator = build_evaluator(setup)
+    evaluator = local_evaluator(setup.recipe, setup.space)
     (outcome,) = evaluator.together(loaded.state.population[rows], setup.fitness, split, combine).outcomes
     if isinstance(outcome, Failure):
         raise FitnessError(f"{outcome.kind}: {outcome.message}", where=str(run), fix="Mend the fitness file.")

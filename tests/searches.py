@@ -38,9 +38,7 @@ class Plain:
         self.function = function
         self.seen: list[str] = []
 
-    @property
-    def group(self) -> int:
-        return 1
+    group = workers = 1
 
     def evaluate(
         self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split

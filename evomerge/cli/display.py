@@ -68,6 +68,7 @@ class Display:
                 f"{plan.founders} founders, then about {plan.births:.1f} births a generation; ends at "
                 f"{' or '.join(plan.limits)}: about {plan.evaluations} evaluations",
             ),
+            *([("workers", _workers(plan))] if plan.workers > 1 else []),
             (
                 "time",
                 f"about {clock(plan.seconds)} ({plan.seconds_each:.1f} s an evaluation, measured on the base)",
@@ -126,6 +127,10 @@ class Display:
         each = self._seconds / self._done if self._done else self._plan.seconds_each
         evaluations = self._plan.seconds / max(self._plan.seconds_each, 1e-9) - self._done
         return clock(max(0.0, evaluations * each))
+
+
+def _workers(plan: Plan) -> str:
+    return f"{plan.workers} at once, {plan.memory / 2**30:.2f} GiB each"
 
 
 class TrainingDisplay:

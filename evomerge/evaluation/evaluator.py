@@ -33,6 +33,11 @@ class Evaluator(Protocol):
         """Return how many individuals go through the base together: the last bits of their logits depend on it."""
         ...
 
+    @property
+    def workers(self) -> int:
+        """Return how many groups are scored at once."""
+        ...
+
     def evaluate(
         self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
     ) -> Iterator[tuple[int, Measured]]:

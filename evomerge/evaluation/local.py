@@ -38,19 +38,24 @@ class LocalEvaluator:
         """Return how many individuals go through the base together."""
         return self._group
 
+    @property
+    def workers(self) -> int:
+        """Return 1: groups are scored one after the other."""
+        return 1
+
     def evaluate(
         self, groups: Iterable[torch.Tensor], fitness: Fitness, split: Split
     ) -> Iterator[tuple[int, Measured]]:
         """Yield ``(number of a group, what it scored)``, in the order of the groups."""
         for number, genomes in enumerate(groups):
             yield number, self.measure(genomes, fitness, split)
-        self._model.wear({})
 
     def measure(self, genomes: torch.Tensor, fitness: Fitness, split: Split) -> Measured:
-        """Return what one group ``[k, d]`` scores; the model wears it afterwards."""
+        """Return what one group ``[k, d]`` scores."""
         meter = Meter(self._model.runner)
         worn = Worn.of_genomes(self._space, genomes)
         outcomes = score_in_lockstep(self._model, worn, lambda member: score(member, fitness, split), self._time_limit)
+        self._model.wear({})
         return Measured(tuple(outcomes), meter.shares(len(genomes)))
 
     def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: Combine) -> Measured:

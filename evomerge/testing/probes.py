@@ -45,10 +45,7 @@ class Recorder:
         self._landscape = landscape
         self.splits: list[Split] = []
 
-    @property
-    def group(self) -> int:
-        """Return 1: points of a landscape are scored one by one."""
-        return 1
+    group = workers = 1
 
     def evaluate(
         self,

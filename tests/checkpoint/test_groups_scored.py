@@ -34,6 +34,7 @@ class Grouped:
     """
 
     group = GROUP
+    workers = 1
 
     def __init__(self, lives: float = float("inf")) -> None:
         self.groups: list[tuple[str, ...]] = []

@@ -71,6 +71,7 @@ class Known:
     truth: Truth
     fails: Callable[[torch.Tensor, int], bool] = lambda genome, row: False
     group: int = 3
+    workers: int = 1
     seen: Counter[tuple[float, str, int]] = field(default_factory=Counter)
     calls: list[tuple[int, tuple[tuple[str, tuple[int, ...]], ...]]] = field(default_factory=list)
     lives: int = 10**9
