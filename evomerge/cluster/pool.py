@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from evomerge.errors import RunError
+
 Make = Callable[[], Any]
 """Makes what a worker holds: a base model, say. It travels to the worker, so it must be picklable."""
 Work = Callable[[Any, Any], Any]
@@ -95,3 +97,27 @@ def in_order(pool: Pool, work: Work, values: Iterable[Any]) -> Iterator[tuple[in
     items = (Item(number, value) for number, value in enumerate(values))
     for item, result in pool.run(work, lambda: next(items, None)):
         yield item.number, result
+
+
+def each(pool: Pool, work: Work, values: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield ``(name, result)`` of named values, given out in their order, as they are done.
+
+    Raises:
+        RunError: no worker came to an end with some of them. It names them, after all others are done.
+    """
+    names: list[str] = []
+    lost: list[str] = []
+
+    def given() -> Iterator[Any]:
+        for name, value in values:
+            names.append(name)
+            yield value
+
+    for number, result in in_order(pool, work, given()):
+        if isinstance(result, Lost):
+            lost.append(f"{names[number]!r} ({result.message})")
+        else:
+            yield names[number], result
+    if lost:
+        fix = "All others are done. Look in Ray's logs for why they died (memory?), then give the same command again."
+        raise RunError(f"no worker came to an end with {', '.join(sorted(lost))}", where="the Ray cluster", fix=fix)

@@ -151,7 +151,12 @@ class _Heat:
 
     def left(self, slots: list[Slot]) -> bool:
         """Return whether anybody is at something, or something waits for somebody."""
-        return bool(self.back) or any(slot.item is not None for slot in slots)
+        if any(slot.item is not None for slot in slots):
+            return True
+        # Nobody may be ready to take what there is.
+        if (item := self.next()) is not None:
+            self.back.append(item)
+        return bool(self.back)
 
     def died(self, item: Item) -> Lost | None:
         """Take note that a worker died at an item; return ``Lost`` if it is not tried again."""
