@@ -52,22 +52,29 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = Model(*load_base(resolve_base(arguments.base), arguments.dtype, "cpu"))
     base, rows = hub_name(arguments.base) or Path(arguments.base).name, arguments.rows
-    tasks: dict[str, Any] = {}
+    result: dict[str, Any] = {"benchmark": "fitness_scores", "date": time.strftime("%Y-%m-%d"), "base": base}
+    result |= {"dtype": arguments.dtype, "tasks": earlier(base, arguments.dtype), "harness": harness_scores(base)}
     for name, folder in cases(arguments.data, arguments.only):
-        tasks[name] = measure(name, folder, rows, model) if folder.is_dir() else {"skipped": f"no {folder.name}/"}
-        print(line(name, tasks[name]), file=sys.stderr, flush=True)
-    harness = harness_scores(base)
-    result = {
-        "benchmark": "fitness_scores",
-        "date": time.strftime("%Y-%m-%d"),
-        "base": base,
-        "dtype": arguments.dtype,
-        "rows": rows,
-    }
-    result |= {"tasks": tasks, "harness": harness}
+        found = measure(name, folder, rows, model) if folder.is_dir() else {"skipped": f"no {folder.name}/"}
+        result["tasks"] = dict(sorted({**result["tasks"], name: found}.items()))
+        print(line(name, found), file=sys.stderr, flush=True)
+        write(result)  # some take long: none is lost
+    write(result)
+    print(json.dumps(result))
+
+
+def earlier(base: str, dtype: str) -> dict[str, Any]:
+    """Return what earlier runs found of the same base: some files take long, and are asked about fewer rows."""
+    path = RESULTS / "fitness_scores.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    same = (found.get("base"), found.get("dtype")) == (base, dtype)
+    return dict(found["tasks"]) if same else {}
+
+
+def write(result: Mapping[str, Any]) -> None:
+    """Write the JSON and the table."""
     write_json(RESULTS / "fitness_scores.json", {**result, "environment": environment()})
     write_text(RESULTS / "fitness_scores.md", markdown(result))
-    print(json.dumps(result))
 
 
 def cases(data: Path, only: list[str] | None = None) -> Iterator[tuple[str, Path]]:
@@ -124,7 +131,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """Return the table of all files."""
     made = f"{result['date']}, {result['dtype']}"
     lines = [
-        f"# {result['base']} on at most {result['rows']} rows of each final split ({made})",
+        f"# {result['base']} on rows of each final split ({made})",
         "",
         "The last four columns: lm-evaluation-harness (its own task and `hf` model) and ours on the same rows, how",
         "many, and the share of examples with equal scores.",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from evomerge.errors import RunError
 
+_ANSWERS = 10.0
+"""Seconds within which a cluster is to answer."""
 _INSTALL = "Install it (`pip install ray`), or score on this machine: `evaluator: {name: local}`."
 
 
@@ -45,18 +48,29 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    place = os.environ.get("RAY_ADDRESS") if address == "auto" else address
+    known = None if place in (None, "local") else place
     try:
-        if address in ("auto", "local"):
-            ray.init(address=None if address == "auto" else "local", include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        if known:
+            _knock(known)
+        ray.init(address=known or (None if address == "auto" else "local"), **_quiet(own=known is None))
     except Exception as error:
         told = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
-        place = os.environ.get("RAY_ADDRESS") if address == "auto" else address
-        if address == "local" or place is None:
+        if known is None:
             cause, fix = f"Ray does not start here: {told}", "`ray stop` ends what is left of another one."
         else:
-            cause = f"no Ray cluster can be joined at {place}: {told}"
-            fix = f"`ray status --address {place}` looks at it; `ray start --head` starts one; `local` needs none."
+            cause = f"no Ray cluster can be joined at {known}: {told}"
+            fix = f"`ray status --address {known}` looks at it; `ray start --head` starts one; `local` needs none."
         raise RunError(cause, where="evaluator.address", fix=fix) from error
+
+
+def _quiet(*, own: bool) -> dict[str, Any]:
+    settings = {"log_to_driver": False, "logging_level": "ERROR"}
+    return {**settings, "include_dashboard": False} if own else settings
+
+
+def _knock(address: str) -> None:
+    """Raise ``OSError`` if nobody answers: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_ANSWERS).close()

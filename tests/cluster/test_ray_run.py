@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +13,9 @@ import pytest
 
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.cli.display import Display
-from evomerge.launch import Finished, launch
+from evomerge.errors import Problems, RunError
+from evomerge.launch import Finished, dry_run, launch, resume
+from evomerge.recipe.evaluators import scored_by
 from evomerge.recipe.load import load_recipe
 from runs import write_run
 
@@ -46,3 +52,88 @@ def test_any_number_of_workers_gives_the_same_bytes(
     assert (tmp_path / "run" / "report" / "table.md").read_text() == (local.folder / "report" / "table.md").read_text()
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "run" / "best" / name).read_bytes() == (local.folder / "best" / name).read_bytes()
+
+
+def test_a_driver_that_dies_is_resumed_on_any_number_of_workers(
+    local: Finished, pico_base: Path, experts: list[Path], tmp_path: Path
+) -> None:
+    recipe = write_run(tmp_path, pico_base, experts, evaluator=THREADS)
+    run = tmp_path / "run"
+    evomerge = Path(sys.executable).with_name("evomerge")
+    command = [evomerge, "run", recipe, "--workers", "2", "--output", run]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if line.startswith("generation   0"):
+                driver.kill()
+                break
+    assert json.loads((run / "manifest.json").read_text())["recipe"]["name"] == "pico"
+    assert resume(run, Display(), workers="1").state.digest == local.state.digest
+    births = [event for event in Ledger(run / "ledger.jsonl").events() if event["event"] == "birth"]
+    assert births == [event for event in Ledger(local.folder / "ledger.jsonl").events() if event["event"] == "birth"]
+
+
+def test_a_run_on_workers_goes_on_without_them(
+    local: Finished, pico_base: Path, experts: list[Path], tmp_path: Path
+) -> None:
+    first = write_run(
+        tmp_path, pico_base, experts, evaluator=THREADS | {"name": "ray", "workers": 2}, stop={"generations": 1}
+    )
+    launch(load_recipe(first), tmp_path / "run", Display())
+    kept = tmp_path / "run" / "recipe.yaml"
+    kept.write_text(kept.read_text().replace("generations: 1", "generations: 3"))
+    found = resume(tmp_path / "run", Display(), workers="local", allow_changes=True)
+    assert found.setup.recipe.evaluator.name == "local"
+    assert found.state.digest == local.state.digest
+
+
+# What is asked for wrongly
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["evaluator.workers=2"], "`workers` means nothing without `name: ray`"),
+        (["evaluator.name=ray", "evaluator.workers=0"], "evaluator.workers"),
+        (["evaluator.name=ray", "evaluator.gpus_per_worker=-1"], "evaluator.gpus_per_worker"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    settings: list[str], said: str, pico_base: Path, experts: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(Problems) as caught:
+        load_recipe(write_run(tmp_path, pico_base, experts), settings)
+    assert said in str(caught.value)
+
+
+def test_more_gpus_than_the_cluster_has_leave_no_run_behind(
+    pico_base: Path, experts: list[Path], tmp_path: Path
+) -> None:
+    evaluator = {"name": "ray", "workers": 2, "gpus_per_worker": 1, "dtype": "float32"}
+    recipe = write_run(tmp_path, pico_base, experts, evaluator=evaluator)
+    with pytest.raises(RunError, match="room for 0 workers with 1 GPU each, 2 are asked for"):
+        launch(load_recipe(recipe), tmp_path / "run", Display())
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_the_plan_tells_the_workers(
+    pico_base: Path, experts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_run(tmp_path, pico_base, experts, evaluator=THREADS | {"name": "ray", "workers": 2})
+    dry_run(load_recipe(recipe), Display())
+    said = capsys.readouterr().out
+    assert "starting 2 workers with no GPU each, on 1 node, 4 cores, 0 GPUs" in said
+    assert re.search(r"workers  2 at once, \d+\.\d\d GiB each", said)
+    assert "note: worker" not in said
+
+
+@pytest.mark.parametrize(
+    ("workers", "settings"),
+    [
+        (None, []),
+        ("4", ["evaluator.name=ray", "evaluator.workers=4"]),
+        ("auto", ["evaluator.name=ray", "evaluator.workers=auto"]),
+    ],
+)
+def test_workers_on_the_command_line_are_settings_of_the_recipe(workers: str | None, settings: list[str]) -> None:
+    assert scored_by(workers) == settings

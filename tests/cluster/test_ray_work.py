@@ -1,0 +1,189 @@
+"""Trainings, statistics and scores of many adapters on a real Ray: what is written is the same, whoever works."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evomerge.cluster.pool import Here, Item, Lost, Work, each
+from evomerge.errors import ExpertError, RecipeError, RunError
+from evomerge.evaluation.fitness import Fitness
+from evomerge.recipe.load import load_recipe
+from evomerge.recipe.workers import working
+from evomerge.score_run import _Score, _scores, score_experts
+from evomerge.statistics_run import statistics
+from evomerge.types import Score
+from evomerge.workbench import train
+
+pytest.importorskip("ray")
+TASK = '''"""Letters that follow each other; nobody can import this file by name."""
+
+from evomerge import Data, MultipleChoice
+
+ROWS = [{"a": x, "b": y} for x, y in zip("abcdefghijkl", "bcdefghijklm")]
+SPLITS = {"train": ROWS[:4], "search": ROWS[4:8], "final": ROWS[8:]}
+fitness = MultipleChoice(
+    data=Data(lambda: SPLITS, entity="a"), prompt="after {a}:", options=lambda _: [" " + x for x in "abcdefghijklm"],
+    answer=lambda row: "abcdefghijklm".index(row["b"]),
+)
+'''
+LETTERS = Path("letters.py")
+
+
+class Log:
+    """Keeps what it is told, by kind."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, kind: str) -> Callable[..., None]:
+        return lambda *said: self.told.append((kind, *said))
+
+    def of(self, kind: str) -> list[tuple[Any, ...]]:
+        return [said for told, *said in self.told if told == kind]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a fitness file; dtypes are not measured, so that two calls take the same."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evomerge.recipe.build.resolve_dtype", lambda *_: "float32")
+    LETTERS.write_text(TASK)
+    return tmp_path
+
+
+@pytest.fixture
+def experts(make_adapter: Callable[..., Path]) -> list[str]:
+    """Three experts of different ranks in the working directory."""
+    folders = [make_adapter(f"e{i}", rank=2 + i, seed=i) for i in range(3)]
+    return [shutil.copytree(folder, folder.name).name for folder in folders]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def recipe(base: Path, folder: str, workers: int | None) -> Path:
+    where: dict[str, Any] = {"name": "ray", "workers": workers} if workers else {"name": "local"}
+    expert = {"task": str(LETTERS), "rank": 2, "steps": 2, "batch_size": 2, "target_modules": ["q_proj", "v_proj"]}
+    data = {
+        "name": "pico",
+        "base": str(base),
+        "experts": [f"{folder}/short", f"{folder}/long"],
+        "fitness": [str(LETTERS)],
+        "evaluator": {"device": "cpu", "threads": 1, **where},
+        "train": {"folder": folder, "experts": {"short": expert, "long": {**expert, "steps": 5}, "other": expert}},
+    }
+    file = Path(f"{folder}.yaml")
+    file.write_text(yaml.safe_dump(data))
+    return file
+
+
+def test_experts_are_trained_to_the_same_files(ray: Any, pico_base: Path, here: Path) -> None:
+    train(load_recipe(recipe(pico_base, "local", None)), [], Log())
+    log = Log()
+    assert train(load_recipe(recipe(pico_base, "spread", 2)), [], log) == [
+        Path("spread/short"),
+        Path("spread/long"),
+        Path("spread/other"),
+    ]
+    made = contents(Path("spread"))
+    assert {"long/adapter_model.safetensors", "short/adapter_config.json"} < made.keys()
+    assert made == contents(Path("local"))
+    assert log.of("expert") == [["long", 1, 3], ["short", 2, 3], ["other", 3, 3]]  # the longest first
+    assert sorted(name for name, _, _ in log.of("finished")) == ["long", "other", "short"]
+    assert not log.of("step")
+
+
+def test_statistics_are_the_same_files(ray: Any, experts: list[str]) -> None:
+    local = [file.read_bytes() for file in statistics(experts, [[str(LETTERS)]], Log())]
+    log = Log()
+    files = statistics(experts, [[str(LETTERS)]], log, force=True, workers="2")
+    assert [file.read_bytes() for file in files] == local
+    assert sorted(name for (name,) in log.of("finished")) == experts
+    assert len(set(local)) == 3
+
+
+def test_what_goes_wrong_in_a_worker_is_raised_as_it_is(ray: Any, make_adapter: Callable[..., Path]) -> None:
+    huge = shutil.copytree(make_adapter("huge", size=1e30), "huge")
+    with pytest.raises(ExpertError, match="^Expert 'huge': The log-likelihood of 4 examples is nan, not a number"):
+        statistics([str(huge)], [[str(LETTERS)]], Log(), workers="2")
+
+
+def test_scores_of_many(ray: Any, experts: list[str], pico_base: Path) -> None:
+    def scores(names: list[str], workers: str | None) -> dict[str, Score]:
+        found = dict(score_experts(names, [str(LETTERS)], None, "search", print, workers=workers))
+        assert all(isinstance(outcome, Score) for outcome in found.values())
+        return found  # type: ignore[return-value]
+
+    everybody = [*experts, "base"]
+    spread = scores(everybody, "2")
+    assert spread.keys() == set(everybody)
+    assert spread == scores(everybody, None)
+    assert [scores([name], None)[name] for name in experts] == [spread[name] for name in experts]
+    alone = dict(score_experts(["base"], [str(LETTERS)], str(pico_base), "search", print))
+    assert alone["base"] == spread["base"]
+
+
+class Mortal(Here):
+    """A pool whose workers die at some values."""
+
+    def __init__(self, kills: Callable[[Any], bool]) -> None:
+        super().__init__(lambda: "held")
+        self._kills = kills
+        self.given: list[Any] = []
+
+    def run(self, work: Work, take: Callable[[], Item | None]) -> Iterator[tuple[Item, Any]]:
+        while (item := take()) is not None:
+            self.given.append(item.value)
+            yield item, Lost("died", "3 workers died at it") if self._kills(item.value) else work("held", item.value)
+
+
+def test_who_is_lost_is_named_when_the_others_are_done() -> None:
+    found = {}
+    with pytest.raises(RunError) as caught:
+        for name, result in each(
+            Mortal(lambda value: value in (1, 3)), lambda _, value: 10 * value, zip("cbda", range(4))
+        ):
+            found[name] = result
+    assert found == {"c": 0, "d": 20}
+    assert str(caught.value) == (
+        "no worker came to an end with 'a' (3 workers died at it), 'b' (3 workers died at it)\n  where: the Ray cluster\n"
+        "  to do: All others are done. Look in Ray's logs for why they died (memory?), then give the same command again."
+    )
+
+
+def test_only_the_adapter_that_kills_workers_has_no_score() -> None:
+    class Known(_Score):
+        def __call__(self, model: Any, group: Any) -> list[Any]:
+            return [f"score of {factors}" for factors in group]
+
+    pool = Mortal(lambda group: "B" in group)
+    found = {}
+    named: Any = [(name, name.upper()) for name in "abcde"]
+    with pytest.raises(RunError, match="no worker came to an end with 'b' "):
+        for name, outcome in _scores(pool, Known(Fitness(()), "search"), named, 2):
+            found[name] = outcome
+    assert found == {name: f"score of {name.upper()}" for name in "acde"}
+    assert pool.given == [["A", "B"], ["C", "D"], ["E"], ["A"], ["B"]]
+
+
+@pytest.mark.parametrize("workers", ["many", "0", "-1", "1.5", ""])
+def test_what_is_no_number_of_workers(workers: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        working(workers)
+    assert str(caught.value) == (
+        f"{workers!r} is no number of workers\n  where: --workers\n"
+        "  to do: Give a number, `auto` for as many as have room, or `local` for this process."
+    )
+
+
+def test_settings_of_workers() -> None:
+    assert [working(said).name for said in (None, "local", "auto", "3")] == ["local", "local", "ray", "ray"]
+    assert [working(said).workers for said in ("auto", "3")] == ["auto", 3]
+    assert "auto" not in (working("3").threads, working("3").device, working("3").dtype)
