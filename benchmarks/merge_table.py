@@ -262,6 +262,9 @@ class Quiet:
     def step(self, done: int, total: int) -> None:
         """How far it is."""
 
+    def finished(self, name: str) -> None:
+        """They are written."""
+
     def kept(self, name: str) -> None:
         """They exist already."""
 

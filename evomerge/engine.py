@@ -27,6 +27,8 @@ from evomerge.stop import Account, Cost, Stop
 from evomerge.strategies.base import Strategy, empty_state
 from evomerge.types import Births, Failure, Outcome, Score, State
 
+EXHAUSTED = "the strategy has nothing more to try"
+
 
 class Watch(Protocol):
     """Who follows a run: a progress display, a log, a test."""
@@ -42,7 +44,7 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Search:
-    """A strategy and what it needs to run.
+    """A strategy and what it needs to run, generation by generation.
 
     Attributes:
         strategy: who asks and is told.
@@ -72,19 +74,24 @@ class Search:
         account = Account.of(folder.ledger, state.generation)
         if state.best:
             self.publish(state)
-        while (reason := self._stops(state, account)) is None:
-            key = self.key.at("generation", state.generation + 1)
-            births = self.strategy.ask(state, key) if state.best else self.strategy.init(key)
-            if births is None:
-                reason = "the strategy has nothing more to try"
-                break
-            state, account = self._generation(state, births, key, account, folder, watch)
+        state, account, reason = self.course(state, account, folder, watch)
         total = account.spent
         event = {"event": "stop", "generation": state.generation, "reason": reason}
         folder.ledger.record(event | {"examples": total.examples, "tokens": total.tokens}, {"seconds": total.seconds})
         return state
 
-    def _stops(self, state: State, account: Account) -> str | None:
+    def course(self, state: State, account: Account, folder: RunFolder, watch: Watch) -> tuple[State, Account, str]:
+        """Ask, score and tell until it ends; return the last state, what was spent, and why it ended."""
+        while (reason := self.stops(state, account)) is None:
+            key = self.key.at("generation", state.generation + 1)
+            births = self.strategy.ask(state, key) if state.best else self.strategy.init(key)
+            if births is None:
+                return state, account, EXHAUSTED
+            state, account = self._generation(state, births, key, account, folder, watch)
+        return state, account, reason
+
+    def stops(self, state: State, account: Account) -> str | None:
+        """Return why the search ends here, or ``None`` if it goes on."""
         return self.stop.reason(state, account.spent, self.each, account.idle) if state.best else None
 
     def _generation(
@@ -97,8 +104,17 @@ class Search:
             scored = self.race.score(state, births, watch.tick, limit)
         else:
             scored = self.scoring.score(births.genomes, "search", number, watch.tick, births.digests, limit)
+        state, event, clock = self.conclude(state, births, scored, key, folder)
+        self.publish(state)
+        watch.generation(event)
+        return state, account.after(event, clock)
+
+    def conclude(
+        self, state: State, births: Births, scored: Sequence[Scored], key: Key, folder: RunFolder
+    ) -> tuple[State, dict[str, Any], dict[str, Any]]:
+        """Tell the strategy, write everything down; return the next state, its ledger event and the event's clock."""
         outcomes = [self.objective(one.outcome) for one in scored]
-        self._record_births(folder, number, births, scored, outcomes)
+        self._record_births(folder, state.generation + 1, births, scored, outcomes)
         state = self.strategy.tell(state, births, outcomes, key)
         if self.race:
             self.race.check(state)
@@ -113,9 +129,7 @@ class Search:
         clock = Usage.of(one.usage for one in scored).clock()
         folder.ledger.record(event, clock)
         folder.save(state)
-        self.publish(state)
-        watch.generation(event)
-        return state, account.after(event, clock)
+        return state, event, clock
 
     def _record_births(
         self, folder: RunFolder, number: int, births: Births, scored: Sequence[Scored], outcomes: Sequence[Outcome]

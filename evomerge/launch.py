@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +14,9 @@ import yaml
 
 from evomerge.checkpoint.lock import run_lock
 from evomerge.checkpoint.race import Race
+from evomerge.checkpoint.replay import keep_replay, read_replay
 from evomerge.checkpoint.run import (
+    BASES,
     RECIPE,
     RunFolder,
     check_unchanged,
@@ -24,18 +28,20 @@ from evomerge.checkpoint.run import (
 )
 from evomerge.checkpoint.scoring import Scored, Scoring
 from evomerge.engine import Search, Watch
-from evomerge.errors import FitnessError, Problems, RecipeError, RunError
-from evomerge.evaluation.evaluator import alone
+from evomerge.errors import EvomergeError, ExpertError, FitnessError, Problems, RecipeError, RunError
+from evomerge.evaluation.evaluator import Evaluator, alone
 from evomerge.evaluation.objective import Objective, references_of
 from evomerge.evaluation.rows import check_counts
 from evomerge.evaluation.usage import Usage
 from evomerge.outputs import final_report, publish_best
 from evomerge.plan import Plan, make_plan
-from evomerge.recipe.build import Setup, build, build_evaluator, resolve
+from evomerge.recipe.build import Setup, build, resolve
+from evomerge.recipe.evaluators import open_evaluator, scored_by
 from evomerge.recipe.load import parse_recipe, recipe_data
-from evomerge.recipe.schema import Recipe
+from evomerge.recipe.schema import WHERE, Recipe
 from evomerge.report.cost import Costs
 from evomerge.report.table import FinalTable
+from evomerge.steady import Steady
 from evomerge.stop import Cost, Stop
 from evomerge.types import Failure, Score, State, digest_rows
 
@@ -68,62 +74,88 @@ class Finished:
     costs: Costs
 
 
-def launch(recipe: Recipe, folder: Path, console: Console) -> Finished:
+def launch(recipe: Recipe, folder: Path, console: Console, *, replay: Path | None = None) -> Finished:
     """Start a new run in a folder that holds none yet.
+
+    Args:
+        recipe: what to run.
+        folder: where to.
+        console: hears of it.
+        replay: folder of a run in steady state, in whose order births are asked for and told.
 
     Raises:
         Problems: everything that is wrong with the recipe's files, before anything heavy starts.
         RunError: the folder holds a run, or another process uses it.
     """
     refuse_existing(folder)
+    if replay and recipe.mode != "steady":
+        cause = f"only a run in steady state can be replayed, and the recipe's mode is {recipe.mode!r}"
+        raise RecipeError(cause, where="mode", fix=f"Take the recipe of that run: {replay / RECIPE}.")
     console.stage("checking recipe, fitness and experts")
     setup = build(resolve(recipe), console.stage)
-    with run_lock(folder):
-        create(folder, recipe_text(setup.recipe), manifest(setup))
+    with run_lock(folder), ExitStack() as stack:
+        keep_replay(folder, replay)
+        create(folder, recipe_text(setup.recipe), manifest(setup), setup.space)
         run = RunFolder(folder, setup.recipe.checkpoint.keep)
-        try:
-            search = _search(setup, run, console)
-        except (FitnessError, RecipeError, Problems):
-            discard(folder)  # nothing was searched: once mended, the recipe is launched anew
-            raise
+        with _discarded_on(folder, RunError, ExpertError):
+            evaluator = stack.enter_context(open_evaluator(setup, console.stage, run.ledger.record))
+        with _discarded_on(folder, FitnessError, RecipeError, Problems):
+            search = _search(setup, run, evaluator, console)
         return _finish(setup, run, search, console)
 
 
-def resume(folder: Path, console: Console, *, allow_changes: bool = False) -> Finished:
+@contextmanager
+def _discarded_on(folder: Path, *errors: type[EvomergeError]) -> Iterator[None]:
+    """Forget the run if one of the errors ends the block: nothing was searched, it can be launched anew."""
+    try:
+        yield
+    except errors:
+        discard(folder)
+        raise
+
+
+def resume(folder: Path, console: Console, *, allow_changes: bool = False, workers: str | None = None) -> Finished:
     """Continue a run from its latest snapshot, to the same bytes as if it had never stopped.
+
+    Args:
+        folder: of the run.
+        console: hears of it.
+        allow_changes: resume although recipe, fitness files or experts have changed.
+        workers: how many score it from now on, ``auto``, or ``local`` for none but this process; by default as before.
 
     Raises:
         RunError: there is no run, another process uses it, or what it was started with has changed.
     """
     read_manifest(folder)
-    with run_lock(folder):
+    with run_lock(folder), ExitStack() as stack:
         console.stage("checking that nothing has changed")
-        setup = build(read_recipe(folder), console.stage)
+        setup = build(resolve(read_recipe(folder, scored_by(workers))), console.stage, bases=folder / BASES)
         check_unchanged(folder, manifest(setup), allow_changes=allow_changes)
         if changes := environment_changes(folder):
             console.stage(f"note: scores may differ in the last digits, for this machine differs: {'; '.join(changes)}")
         run = RunFolder(folder, setup.recipe.checkpoint.keep)
-        return _finish(setup, run, _search(setup, run, console), console)
+        evaluator = stack.enter_context(open_evaluator(setup, console.stage, run.ledger.record))
+        return _finish(setup, run, _search(setup, run, evaluator, console), console)
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
     """Check everything, load the base, score it once, and tell the plan; nothing is written."""
     console.stage("checking recipe, fitness and experts")
     setup = build(resolve(recipe), console.stage)
-    console.stage("loading the base model and scoring it once")
-    evaluator = build_evaluator(setup)
-    measured = alone(evaluator, torch.zeros(setup.space.dimension), setup.fitness, "search")
-    base = _scored(measured.outcomes[0])
-    _check(setup, base)
-    console.plan(make_plan(setup, base, measured.usages[0].seconds))
+    with open_evaluator(setup, console.stage, lambda _: None) as evaluator:
+        console.stage("scoring the base model once")
+        measured = alone(evaluator, torch.zeros(setup.space.dimension), setup.fitness, "search")
+        base = _scored(measured.outcomes[0])
+        _check(setup, base)
+        console.plan(make_plan(setup, base, measured.usages[0], evaluator.workers))
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """Return the resolved recipe of a run."""
+def read_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the resolved recipe of a run, with ``key.sub=value`` overrides."""
     file = folder / RECIPE
     if not file.is_file():
         raise RunError(f"there is no run in {folder}", where=str(file), fix="`evomerge ls runs` lists the runs here.")
-    return parse_recipe(file.read_text(encoding="utf-8"), str(file))
+    return parse_recipe(file.read_text(encoding="utf-8"), str(file), overrides)
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -134,7 +166,7 @@ def recipe_text(recipe: Recipe) -> str:
 def manifest(setup: Setup) -> dict[str, Any]:
     """Return everything that must not change between launch and resume."""
     return {
-        "recipe": setup.recipe.model_dump(mode="json", exclude={"train"}),
+        "recipe": setup.recipe.model_dump(mode="json", exclude={"train": True, "evaluator": {*WHERE}}),
         "fitness": {task.name: {"file": str(task.source), "digest": task.digest} for task in setup.fitness.tasks},
         "experts": {adapter.name: adapter.digest for adapter in setup.pool.adapters},
         "space": setup.space.digest,
@@ -142,13 +174,13 @@ def manifest(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _search(setup: Setup, run: RunFolder, console: Console) -> Search:
-    """Load and score the base, and what the objective is normalised by; return the search, ready to run."""
-    console.stage("loading the base model")
-    scoring = Scoring(build_evaluator(setup), setup.fitness, run.outcomes, setup.conditions)
+def _search(setup: Setup, run: RunFolder, evaluator: Evaluator, console: Console) -> Search:
+    """Score the base, and what the objective is normalised by; return the search, ready to run."""
+    scoring = Scoring(evaluator, setup.fitness, run.outcomes, setup.conditions)
     text = recipe_text(setup.recipe)
-    base = _start(setup, run, scoring, console)
-    return Search(
+    base = _start(setup, run, scoring, evaluator.workers, console)
+    steady = setup.recipe.mode == "steady"
+    return (partial(Steady, replay=read_replay(run.path)) if steady else Search)(
         strategy=setup.strategy,
         space=setup.space,
         scoring=scoring,
@@ -171,7 +203,7 @@ def _finish(setup: Setup, run: RunFolder, search: Search, console: Console) -> F
     return Finished(run.path, setup, state, *found)
 
 
-def _start(setup: Setup, run: RunFolder, scoring: Scoring, console: Console) -> Score:
+def _start(setup: Setup, run: RunFolder, scoring: Scoring, workers: int, console: Console) -> Score:
     """Score the base, which shows that the fitness works and what an evaluation takes, and tell the plan."""
     recipe = setup.recipe
     event = {"event": "start", "run": recipe.name, "seed": recipe.seed, "experts": list(setup.pool.names)}
@@ -184,8 +216,8 @@ def _start(setup: Setup, run: RunFolder, scoring: Scoring, console: Console) -> 
         what = f"{score.truncated:,} texts are longer than the model's context: their beginning is cut off"
         console.stage(f"note: {what} (evaluator.overlong: {recipe.evaluator.overlong})")
     _check(setup, score)
-    seconds = next(clock["seconds"] for clock in run.ledger.clocks() if "seconds" in clock)
-    console.plan(make_plan(setup, score, seconds))
+    clock = next(clock for clock in run.ledger.clocks() if "seconds" in clock)
+    console.plan(make_plan(setup, score, Usage(clock["seconds"], clock.get("memory", 0)), workers))
     return score
 
 
@@ -215,7 +247,7 @@ def _race(setup: Setup, base: Score, run: RunFolder, scoring: Scoring, console: 
         cause = f"no expert could be scored; the first failed with {first.kind}: {first.message}"
         raise RunError(cause, where="racing", fix="Mend the fitness: `evomerge score` tries it on a single expert.")
     race = Race.of(scoring, setup.fitness, experts, setup.key.at("racing"), **setup.recipe.racing.model_dump())
-    _record(run, base, scored, {"screen": {task: list(rows) for task, rows in race.parts[0].items()}})
+    _record(run, base, scored, {})
     return race
 
 

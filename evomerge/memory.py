@@ -51,6 +51,25 @@ def _gpus() -> range:
     return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
 
 
+def check_device(needed: int, device: str, share: float, what: str) -> None:
+    """Raise ``RunError`` if ``what`` needs more bytes than are free on a GPU, or than a worker's share of it.
+
+    Args:
+        needed: bytes.
+        device: ``cuda``, ``cuda:1``, ...
+        share: of the GPU that is this process's; the others may not have taken theirs yet.
+        what: needs them.
+    """
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    room = min(free, int(share * total))
+    if needed > room:
+        cause = f"{what} needs {needed / 2**30:.1f} GiB on {device}; {room / 2**30:.1f} GiB are free for it"
+        fix = "Let fewer workers share a GPU (`gpus_per_worker`), take a smaller base, or a larger GPU."
+        raise RunError(cause, where="evaluator", fix=fix)
+
+
 def check_memory(needed: int, what: str, fix: str) -> None:
     """Raise ``RunError`` if ``what`` needs more bytes of memory than there are."""
     free = available_memory()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from evomerge.evaluation.usage import Usage
 from evomerge.recipe.build import Setup
 from evomerge.stop import Cost
 from evomerge.types import Score
@@ -36,6 +38,8 @@ class Plan:
         seconds_each: seconds of one evaluation on the search split, measured on the base.
         seconds: expected for the whole run, the final table included.
         post_merge: the hooks after every merge, with their parameters.
+        workers: how many groups are scored at once.
+        memory: the most bytes that a worker held while it scored the base, 0 if nobody knows.
     """
 
     experts: tuple[tuple[str, int, float], ...]
@@ -51,14 +55,17 @@ class Plan:
     seconds_each: float
     seconds: float
     post_merge: tuple[str, ...] = ()
+    workers: int = 1
+    memory: int = 0
 
 
-def make_plan(setup: Setup, base: Score, seconds_each: float) -> Plan:
-    """Return the plan, given the base's score and how long it took."""
+def make_plan(setup: Setup, base: Score, took: Usage, workers: int) -> Plan:
+    """Return the plan, given the base's score, what it took, and how many groups are scored at once."""
+    seconds_each = took.seconds
     recipe, space, experts = setup.recipe, setup.space, setup.experts
     tasks = tuple((task.name, task.examples("search"), task.examples("final")) for task in setup.fitness.tasks)
     founders = len(setup.strategy.init(setup.key.at("generation", 0)).origins)
-    births = setup.strategy.births_per_generation()
+    births = _births(setup)
     evaluations = _evaluations(setup, Cost.of([base]), seconds_each, founders, births)
     # A longer final split makes its evaluations longer in proportion; without counts, take them as equal.
     longer = sum(final for _, _, final in tasks) / (sum(search for _, search, _ in tasks) or 1) or 1.0
@@ -78,9 +85,27 @@ def make_plan(setup: Setup, base: Score, seconds_each: float) -> Plan:
         limits=tuple(_LIMITS[name].format(limit) for name, limit in recipe.stop if limit is not None),
         base=base.value,
         seconds_each=seconds_each,
-        seconds=seconds_each * (evaluations + rows * longer),
+        seconds=seconds_each * (evaluations + rows * longer) / _at_once(setup, workers, births),
         post_merge=tuple(spec.text for spec in recipe.post_merge),
+        workers=workers,
+        memory=took.memory,
     )
+
+
+def _births(setup: Setup) -> float:
+    """Return the births of a generation on average; in steady state that is a group."""
+    births, evaluator = setup.strategy.births_per_generation(), setup.recipe.evaluator
+    if setup.recipe.mode == "generational" or not births:
+        return births
+    assert evaluator.group != "auto", "`build` decided"
+    return births / math.ceil(births / evaluator.group)
+
+
+def _at_once(setup: Setup, workers: int, births: float) -> int:
+    """Return how many groups of a generation are scored at once: no more than it has, unless none waits for another."""
+    assert setup.recipe.evaluator.group != "auto", "`build` decided"
+    steady = setup.recipe.mode == "steady"
+    return workers if steady else min(workers, max(1, math.ceil(births / setup.recipe.evaluator.group)))
 
 
 def _evaluations(setup: Setup, each: Cost, seconds_each: float, founders: int, births: float) -> int:

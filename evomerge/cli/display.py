@@ -141,7 +141,8 @@ class TrainingDisplay:
         self._progress = _bar(self._console)
         self._task = self._progress.add_task("", total=1, left="")
         self._name, self._number, self._total = "", 0, 0
-        self._start = time.monotonic()
+        self._starts: dict[str, float] = {}
+        self._done = 0
 
     def __enter__(self) -> TrainingDisplay:
         """Follow."""
@@ -164,21 +165,30 @@ class TrainingDisplay:
     def expert(self, name: str, number: int, total: int) -> None:
         """Begin an expert."""
         self._name, self._number, self._total = name, number, total
-        self._start = time.monotonic()
+        self._starts[name] = time.monotonic()
+        self._move(f"{name} ({number}/{total})", self._done, total, "")
 
     def step(self, done: int, total: int, loss: float) -> None:
-        """Move the bar; print a line when the expert is done."""
-        spent = time.monotonic() - self._start
-        left = spent / done * (total * (1 + self._total - self._number) - done)
-        if done == total:
-            self._console.print(
-                f"{self._name:<16} expert {self._number}/{self._total}   {total} steps in {clock(spent)}   "
-                f"loss {loss:.3f}   left about {clock(left)}"
-            )
-        elif sys.stdout.isatty():
+        """Move the bar."""
+        left = self._since(self._name) / done * (total * (1 + self._total - self._number) - done)
+        self._move(f"{self._name} ({self._number}/{self._total})   loss {loss:.3f}", done, total, f"left {clock(left)}")
+
+    def finished(self, name: str, steps: int, loss: float) -> None:
+        """Print a line for an expert that is done, with the time left at the rate so far."""
+        self._done += 1
+        left = self._since(next(iter(self._starts))) / self._done * (self._total - self._done)
+        self._console.print(
+            f"{name:<16} expert {self._done}/{self._total}   {steps} steps in {clock(self._since(name))}   "
+            f"loss {loss:.3f}   left about {clock(left)}"
+        )
+
+    def _since(self, name: str) -> float:
+        return time.monotonic() - self._starts[name]
+
+    def _move(self, text: str, done: int, total: int, left: str) -> None:
+        if sys.stdout.isatty():
             self._progress.start()
-            text = f"{self._name} ({self._number}/{self._total})   loss {loss:.3f}"
-            self._progress.update(self._task, description=text, completed=done, total=total, left=f"left {clock(left)}")
+            self._progress.update(self._task, description=text, completed=done, total=total, left=left)
 
 
 def clock(seconds: float) -> str:

@@ -23,6 +23,10 @@ def resume(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume although recipe, fitness or experts have changed.")
     ] = False,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Score by so many Ray workers from now on, `auto`, or `local` for none."),
+    ] = None,
 ) -> None:
     """Continue a run where it stopped, to the same bytes as if it had not."""
     from evomerge.cli.display import Display, interruptible
@@ -30,4 +34,4 @@ def resume(
 
     display = Display()
     with interruptible(run, display):
-        display.finished(continue_run(run, display, allow_changes=allow_changes))
+        display.finished(continue_run(run, display, allow_changes=allow_changes, workers=workers))

@@ -15,6 +15,8 @@ EPILOG = """Examples:
 
   evomerge statistics expert_a expert_b --fitness capitals,arithmetic --examples 64
 
+  evomerge statistics expert_a expert_b --fitness capitals --workers 2
+
   evomerge statistics full_model_a full_model_b --fitness my_fitness.py
 """
 
@@ -40,15 +42,20 @@ def statistics(
     ] = None,
     split: Annotated[Literal["train", "search"], typer.Option(help="Which rows.")] = "train",
     examples: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each fitness file.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Measure by so many Ray workers at once: a number, `auto`, or `local` [local].")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make them anew where they exist.")] = False,
 ) -> None:
     """Measure the Fisher information and the input Gram matrices that `fisher` and `regmean` merge by."""
     from evomerge.spaces.statistics import read_statistics
+    from evomerge.statistics_run import Rows
     from evomerge.statistics_run import statistics as measure
 
     # A comma before `key=` goes on with the parameters of the file before it.
     given = [re.split(r",(?!\w+=)", entry) for entry in fitness]
-    paths = measure(experts, given, Line(), base=base, space=space, split=split, examples=examples, force=force)
+    rows = Rows(split, examples)
+    paths = measure(experts, given, Line(), base=base, space=space, rows=rows, force=force, workers=workers)
     for path in paths:
         found = read_statistics(path.parent)
         entries = sum(tensor.numel() for tensor in found.fisher.values())
@@ -64,7 +71,8 @@ class Line:
 
     def __init__(self) -> None:
         self._name, self._number, self._total = "", 0, 0
-        self._start = time.monotonic()
+        self._starts: dict[str, float] = {}
+        self._done = 0
 
     def stage(self, text: str) -> None:
         """Print what is being done."""
@@ -85,14 +93,25 @@ class Line:
     def expert(self, name: str, number: int, total: int) -> None:
         """Begin an expert."""
         self._name, self._number, self._total = name, number, total
-        self._start = time.monotonic()
+        self._starts[name] = time.monotonic()
 
     def step(self, done: int, total: int) -> None:
         """Rewrite the line."""
         from evomerge.cli.display import clock
 
         if sys.stderr.isatty():
-            spent = time.monotonic() - self._start
-            left = spent / done * (total * (1 + self._total - self._number) - done)
+            left = self._since(self._name) / done * (total * (1 + self._total - self._number) - done)
             text = f"{self._name} ({self._number}/{self._total})   {done:,} of {total:,} tokens   left {clock(left)}"
-            typer.echo(f"\r{text:<78}", nl=done == total, err=True)
+            typer.echo(f"\r{text:<78}", nl=False, err=True)
+
+    def finished(self, name: str) -> None:
+        """Print that an expert is done, and the time left at the rate so far."""
+        from evomerge.cli.display import clock
+
+        self._done += 1
+        left = self._since(next(iter(self._starts))) / self._done * (self._total - self._done)
+        text = f"{name:<16} measured in {clock(self._since(name))}   {self._done} of {self._total}   left {clock(left)}"
+        typer.echo(f"\r{text:<78}" if sys.stderr.isatty() else text, err=True)
+
+    def _since(self, name: str) -> float:
+        return time.monotonic() - self._starts[name]

@@ -11,6 +11,8 @@ EPILOG = """Examples:
   evomerge train populations/quickstart.yaml
 
   evomerge train quickstart --only capitals
+
+  evomerge train quickstart --workers 4
 """
 
 
@@ -22,13 +24,18 @@ def register(app: typer.Typer) -> None:
 def train(
     recipe: Annotated[str, typer.Argument(help="Recipe with a `train:` section: a path or a name.")],
     only: Annotated[list[str] | None, typer.Option(help="Train this expert only. Repeatable.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Train on so many Ray workers at once: a number, `auto`, or `local`; by default as in it."),
+    ] = None,
 ) -> None:
     """Train the LoRA experts of a recipe's `train:` section; those that exist are kept."""
     from evomerge.cli.display import TrainingDisplay
+    from evomerge.recipe.evaluators import scored_by
     from evomerge.recipe.load import load_recipe
     from evomerge.shipped import find
     from evomerge.workbench import train as train_all
 
     with TrainingDisplay() as display:
-        folders = train_all(load_recipe(find("populations", recipe)), only or [], display)
+        folders = train_all(load_recipe(find("populations", recipe), scored_by(workers)), only or [], display)
     typer.echo(f"experts: {', '.join(str(folder) for folder in folders)}")

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -67,6 +68,16 @@ def resolve_base(spec: str, progress: Progress | None = None) -> Path | str:
     if path.is_absolute() or spec.startswith((".", "~")):
         raise ExpertError(f"There is no folder {spec}", where="base", fix="Give a folder or a hub name.")
     return spec
+
+
+def weights_size(base: Path | str, dtype: str) -> int:
+    """Return how many bytes a base takes in a dtype; 0 where no safetensors on this disk say it."""
+    entries = 0
+    for file in sorted(Path(base).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        entries += sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+    return entries * {"float32": 4}.get(dtype, 2)
 
 
 def must_fetch(spec: str) -> bool:

@@ -13,8 +13,7 @@ import torch
 from evomerge.errors import EvomergeError, Problems, RecipeError
 from evomerge.evaluation.ensemble import check_ensemble
 from evomerge.evaluation.fitness import Fitness, Task, build_fitness, load_task
-from evomerge.evaluation.local import LocalEvaluator
-from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
+from evomerge.evaluation.model import resolve_device, resolve_dtype
 from evomerge.evaluation.rows import check_rows
 from evomerge.experts.base import must_fetch, resolve_base
 from evomerge.experts.pool import Pool, load_pool
@@ -22,8 +21,8 @@ from evomerge.keys import Key
 from evomerge.memory import available_memory, check_memory
 from evomerge.recipe.load import operators, recipe_data
 from evomerge.recipe.operators import registry_at
-from evomerge.recipe.schema import Recipe, StrategySpec, TaskSpec
-from evomerge.spaces import build_space
+from evomerge.recipe.schema import WHERE, EvaluatorSpec, Recipe, StrategySpec, TaskSpec
+from evomerge.spaces import Subspace, build_space
 from evomerge.spaces.base import GenomeSpace
 from evomerge.specs import OperatorSpec
 from evomerge.strategies import STRATEGIES
@@ -70,16 +69,12 @@ class Setup:
     def conditions(self) -> str:
         """Return the digest of everything but genome and split that an outcome depends on."""
         evaluator = self.recipe.evaluator
-        decoding = evaluator.model_dump(mode="json", exclude={"name"})
+        decoding = evaluator.model_dump(mode="json", exclude={*WHERE})
         return digest_json([self.pool.base, self.space.digest, self.fitness.digest, decoding])
 
 
 def resolve(recipe: Recipe) -> Recipe:
     """Return the recipe with paths made absolute and every `auto` decided: what a run remembers."""
-    device = resolve_device(recipe.evaluator.device)
-    evaluator = recipe.evaluator.model_copy(
-        update={"device": device, "dtype": resolve_dtype(recipe.evaluator.dtype, device)}
-    )
     base = Path(recipe.base).expanduser()
     fitness = tuple(spec.model_copy(update=_places(spec)) for spec in recipe.fitness)
     hooks = tuple(spec.model_copy(update={"name": absolute(spec.name)}) for spec in recipe.post_merge)
@@ -94,7 +89,30 @@ def resolve(recipe: Recipe) -> Recipe:
             "fitness": fitness,
             "post_merge": hooks,
             "strategy": strategy,
-            "evaluator": evaluator,
+            "evaluator": resolve_evaluator(recipe.evaluator),
+        }
+    )
+
+
+def resolve_evaluator(spec: EvaluatorSpec) -> EvaluatorSpec:
+    """Return an evaluator's settings with device, dtype, GPUs and threads decided.
+
+    Workers have GPUs if this machine has any, or if they are asked for: the driver of a cluster may have none.
+    """
+    asked, found = spec.gpus_per_worker, spec.device
+    if spec.name == "ray" and found == "auto" and asked != "auto":
+        found = "cuda" if asked else "cpu"
+    device = resolve_device(found)
+    gpus = (1.0 if device != "cpu" else 0.0) if asked == "auto" else asked
+    threads = torch.get_num_threads()
+    if spec.name == "ray":
+        threads = 1 if device != "cpu" else max(1, threads // (1 if spec.workers == "auto" else spec.workers))
+    return spec.model_copy(
+        update={
+            "device": device,
+            "dtype": resolve_dtype(spec.dtype, device),
+            "gpus_per_worker": gpus if spec.name == "ray" else "auto",
+            "threads": threads if spec.threads == "auto" else spec.threads,
         }
     )
 
@@ -112,8 +130,13 @@ def _places(spec: TaskSpec) -> dict[str, str]:
     return {"file": _absolute(spec.file), **found}
 
 
-def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setup:
+def build(recipe: Recipe, progress: Callable[[str], None] | None = None, *, bases: Path | None = None) -> Setup:
     """Build everything but the base model.
+
+    Args:
+        recipe: resolved.
+        progress: hears what takes long.
+        bases: file with the bases of a run's subspace, if there is one: its genomes are coordinates in them.
 
     Raises:
         Problems: everything that is wrong with fitness, experts and base, at once.
@@ -132,7 +155,7 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setu
         base = _collect(problems, lambda: str(resolve_base(recipe.base, progress)))
     if pool and base:
         pool = _collect(problems, lambda: load_pool(recipe.experts, base))
-    space = _collect(problems, lambda: build_space(recipe.space.name, pool)) if pool else None
+    space = _collect(problems, lambda: _space(recipe, pool, bases)) if pool else None
     _collect(problems, lambda: check_merges(recipe))
     if problems or fitness is None or pool is None or space is None:
         raise Problems(problems)
@@ -142,8 +165,14 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Setu
     strategy = build_strategy(recipe, Context(space, experts, hooks))
     if recipe.racing:
         check_racing(recipe, strategy)
+    if recipe.mode == "steady":
+        check_steady(recipe, strategy)
     _check_room(_COPIES * strategy.population, space, f"A population of {strategy.population}")
     return Setup(_with_group(recipe, space), fitness, pool, space, experts, strategy, hooks)
+
+
+def _space(recipe: Recipe, pool: Pool, bases: Path | None) -> GenomeSpace:
+    return Subspace.load(bases) if bases and bases.is_file() else build_space(recipe.space.name, pool)
 
 
 def _with_group(recipe: Recipe, space: GenomeSpace) -> Recipe:
@@ -204,25 +233,22 @@ def check_racing(recipe: Recipe, strategy: Strategy) -> None:
         raise RecipeError(cause, where="racing", fix="Take `racing:` out of the recipe, or change that.")
 
 
+def check_steady(recipe: Recipe, strategy: Strategy) -> None:
+    """Raise ``RecipeError`` if births cannot be told group by group."""
+    cause, fix = "", "Take `mode: steady` out of the recipe, or"
+    if not getattr(strategy, "steady", False):
+        cause = f"the strategy {recipe.strategy.name!r} needs a whole generation's births, in their order"
+        allowed = [name for name in STRATEGIES if getattr(STRATEGIES[name].function, "steady", False)]
+        fix += f" use one of the strategies {', '.join(allowed)}."
+    elif recipe.racing:
+        cause, fix = "a race is run by the births of a whole generation", f"{fix} `racing:`."
+    if cause:
+        raise RecipeError(cause, where="mode", fix=fix)
+
+
 def load_hooks(recipe: Recipe) -> tuple[Hook, ...]:
     """Return the hooks that follow every merge of a recipe."""
     return tuple(bind_hook(spec.name, spec.parameters) for spec in recipe.post_merge)
-
-
-def load_model(recipe: Recipe, modules: tuple[str, ...] = ()) -> Model:
-    """Load the base model, with a place for an individual at each of ``modules``."""
-    evaluator = recipe.evaluator
-    device = resolve_device(evaluator.device)
-    network, tokenizer = load_base(resolve_base(recipe.base), resolve_dtype(evaluator.dtype, device), device)
-    return Model(network, tokenizer, modules, batch_tokens=evaluator.batch_tokens, overlong=evaluator.overlong)
-
-
-def build_evaluator(setup: Setup) -> LocalEvaluator:
-    """Load the base model and return the evaluator on it."""
-    model = load_model(setup.recipe, tuple(setup.space.modules))
-    evaluator = setup.recipe.evaluator
-    assert evaluator.group != "auto", "`build` decided"
-    return LocalEvaluator(model, setup.space, evaluator.time_limit, evaluator.group)
 
 
 def build_strategy(recipe: Recipe, context: Context) -> Strategy:

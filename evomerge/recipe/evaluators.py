@@ -17,7 +17,8 @@ from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.model import Model, load_base, resolve_device, resolve_dtype
 from evomerge.evaluation.pooled import PooledEvaluator
-from evomerge.experts.base import resolve_base
+from evomerge.experts.base import resolve_base, weights_size
+from evomerge.memory import check_device
 from evomerge.recipe.build import Setup
 from evomerge.recipe.schema import EvaluatorSpec, Recipe
 from evomerge.spaces.base import GenomeSpace
@@ -36,9 +37,13 @@ def scored_by(workers: str | None) -> list[str]:
 
 def load_model(recipe: Recipe, modules: tuple[str, ...] = ()) -> Model:
     """Load the base model, with a place for an individual at each of ``modules``."""
-    evaluator = recipe.evaluator
+    evaluator, base = recipe.evaluator, resolve_base(recipe.base)
     device = resolve_device(evaluator.device)
-    network, tokenizer = load_base(resolve_base(recipe.base), resolve_dtype(evaluator.dtype, device), device)
+    dtype = resolve_dtype(evaluator.dtype, device)
+    if device.startswith("cuda"):
+        share = 1.0 if evaluator.gpus_per_worker == "auto" else min(1.0, evaluator.gpus_per_worker)
+        check_device(weights_size(base, dtype), device, share, f"the base model in {dtype}")
+    network, tokenizer = load_base(base, dtype, device)
     return Model(network, tokenizer, modules, batch_tokens=evaluator.batch_tokens, overlong=evaluator.overlong)
 
 

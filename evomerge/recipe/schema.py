@@ -104,9 +104,9 @@ class StopSpec(Part):
 class RacingSpec(Part):
     """Births that some rows show to be worse than others are not scored on the rest; the best always is."""
 
-    screen: Annotated[float, Field(gt=0, lt=1)] = 0.125
-    """Share of each task's rows on which every birth is scored first: those that tell most, judged by the experts."""
-    keep: Annotated[float, Field(ge=0, le=1)] = 0.15
+    screen: Annotated[float, Field(gt=0, lt=1)] = 0.0625
+    """Share of all rows on which a generation is scored first: those that tell most about its births."""
+    keep: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of a generation, rounded up, that goes on after the screen although nobody expects it to be the best."""
     level: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Chance that one of these who is as good as the best is stopped on the rest of the rows; 0 stops nobody."""
@@ -117,7 +117,14 @@ class RacingSpec(Part):
 class EvaluatorSpec(Part):
     """Where and how individuals are scored."""
 
-    name: Literal["local"] = "local"
+    name: Literal["local", "ray"] = "local"
+    """`local`: in this process; `ray`: by workers on many devices and machines, with the same outcomes."""
+    workers: Literal["auto"] | Count = "auto"
+    """With `ray`: how many groups are scored at once; `auto` takes what the cluster has room for."""
+    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """With `ray`: GPUs of each worker, `0.5` if two share one; `auto` is 1 if this machine has any, else 0."""
+    address: str = "auto"
+    """With `ray`: `local` starts it here; `auto` joins a running one, or starts it; `ray://...` joins that one."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -126,10 +133,23 @@ class EvaluatorSpec(Part):
     """The most tokens, padding included, that go through the model at once."""
     group: Literal["auto"] | Count = "auto"
     """Individuals that go through the model together; `auto` looks at the memory, and the run remembers it."""
+    threads: Literal["auto"] | Count = "auto"
+    """Threads of each worker; in bfloat16 on CPUs the last bits depend on it, so the run remembers it."""
     overlong: Literal["truncate", "refuse"] = "truncate"
     """Texts longer than the model's context: cut off their beginning (and count them), or refuse them."""
     time_limit: Positive | None = None
     """Seconds that one individual may take before it counts as failed."""
+
+    @model_validator(mode="after")
+    def _workers_are_of_ray(self) -> EvaluatorSpec:
+        said = [name for name in ("workers", "gpus_per_worker", "address") if getattr(self, name) != "auto"]
+        if said and self.name != "ray":
+            raise ValueError(f"`{said[0]}` means nothing without `name: ray`")
+        return self
+
+
+WHERE = ("name", "workers", "gpus_per_worker", "address")
+"""What an evaluator's outcomes do not depend on: a run may be resumed with others."""
 
 
 class CheckpointSpec(Part):
@@ -204,6 +224,8 @@ class Recipe(Part):
     strategy: StrategySpec = StrategySpec()
     post_merge: tuple[OperatorSpec, ...] = ()
     """Hooks after every merge, in order: shipped ones by name, or functions of your own (`my_hook.py`)."""
+    mode: Literal["generational", "steady"] = "generational"
+    """`steady`: births are told group by group, and whoever is free scores the next; no worker waits for others."""
     stop: StopSpec = StopSpec()
     racing: RacingSpec | None = None
     """Score the worse ones on fewer rows; `{}` takes the defaults, without it everybody is scored on all rows."""

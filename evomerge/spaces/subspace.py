@@ -11,13 +11,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from evomerge.errors import ExpertError
 from evomerge.experts.adapter import Adapter, Factors
 from evomerge.experts.pool import Pool
+from evomerge.files import write_bytes
 from evomerge.spaces.base import VANISHING, Exported, Sides, export_factors, lay_out, one_thread, split, squared_norm
 from evomerge.types import Segment, digest_json, digest_tensor
 
@@ -54,6 +58,26 @@ class Subspace:
             cause = f"No expert changes the base: every delta-W is zero ({', '.join(pool.names)})"
             raise ExpertError(cause, where="experts", fix="Train them: a new LoRA adapter starts at B = 0.")
         return cls(bases)
+
+    @classmethod
+    def load(cls, path: Path) -> Subspace:
+        """Return the space whose bases ``save`` wrote.
+
+        Raises:
+            ExpertError: the file is damaged.
+        """
+        try:
+            tensors = load_file(path)
+            names = sorted({name.rpartition(".")[0] for name in tensors})
+            return cls({name: (tensors[f"{name}.U"], tensors[f"{name}.V"]) for name in names})
+        except (OSError, KeyError, SafetensorError) as error:
+            cause = f"The bases of the run's space cannot be read: {error}"
+            raise ExpertError(cause, where=str(path), fix="Remove the file: the space is built anew.") from error
+
+    def save(self, path: Path) -> None:
+        """Write the bases: another machine's linear algebra would build them with other last bits."""
+        bases = self.bases.items()
+        write_bytes(path, save({f"{name}.U": U for name, (U, _) in bases} | {f"{name}.V": V for name, (_, V) in bases}))
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

@@ -80,6 +80,10 @@ class Strategy(Protocol):
 
     In a race, scores of those who fell behind are estimates from some rows, never above that of ``best``. A strategy
     that needs more than the value, or whose best is not who has the highest, says ``races = False``.
+
+    In steady state (`mode: steady`) ``tell`` gets any part of what an ``ask`` returned, after any number of others,
+    with a key of its own. A strategy whose ``tell`` selects among the living and the born, whoever bore them, says
+    ``steady = True``.
     """
 
     @property

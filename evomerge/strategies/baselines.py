@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,6 +42,7 @@ class RandomSearch:
         genotype: which numbers are drawn.
     """
 
+    steady: ClassVar[bool] = True
     context: Context
     _: KW_ONLY
     population: Count = 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -151,6 +151,7 @@ class Genetic:
         survivors: how survivors are chosen; its `elites` always live on.
     """
 
+    steady: ClassVar[bool] = True
     context: Context
     _: KW_ONLY
     population: Annotated[int, Ge(2)] = 10

@@ -72,6 +72,7 @@ class MapElites:
     """
 
     races: ClassVar[bool] = False  # cells are found by the scores of two tasks
+    steady: ClassVar[bool] = True
     context: Context
     _: KW_ONLY
     bins: Count = 10

@@ -59,6 +59,7 @@ class Niches:
     """
 
     races: ClassVar[bool] = False  # individuals share examples
+    steady: ClassVar[bool] = True
     context: Context
     _: KW_ONLY
     population: Annotated[int, Ge(2)] = 20

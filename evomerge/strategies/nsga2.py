@@ -66,6 +66,7 @@ class Nsga2:
     """
 
     races: ClassVar[bool] = False  # it compares individuals task by task
+    steady: ClassVar[bool] = True
     context: Context
     _: KW_ONLY
     population: Annotated[int, Ge(2)] = 20

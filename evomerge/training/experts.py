@@ -1,18 +1,21 @@
-"""Train the experts of a recipe, one folder each; what exists is kept, a kill costs one expert at most."""
+"""Train the experts of a recipe, one folder each; what exists is kept, a kill costs those at work at most."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from evomerge.cluster.pool import Here, Pool, each
 from evomerge.errors import ExpertError, FitnessError
 from evomerge.evaluation.fitness import Task
 from evomerge.experts.adapter import read_adapter
 from evomerge.files import new_folder
 from evomerge.keys import Key
-from evomerge.training.lora import LoraSpec, Pair, attach_lora, train_lora
+from evomerge.training.lora import LoraSpec, Pair, Progress, attach_lora, train_lora
 
 
 @dataclass(frozen=True)
@@ -31,28 +34,32 @@ class Follow(Protocol):
         """Take note of what is being done before the first expert."""
         ...
 
-    def expert(self, name: str, number: int, total: int) -> None:
-        """Take note that an expert begins."""
-        ...
-
-    def step(self, done: int, total: int, loss: float) -> None:
-        """Take note of a training step."""
-        ...
-
     def kept(self, name: str) -> None:
         """Take note of an expert that existed already."""
         ...
 
+    def expert(self, name: str, number: int, total: int) -> None:
+        """Take note that an expert begins, the so manyth of those that do not exist."""
+        ...
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """Take note of a step of the expert that began last; those of other processes are not heard."""
+        ...
+
+    def finished(self, name: str, steps: int, loss: float) -> None:
+        """Take note that an expert is complete, and of its last step's loss."""
+        ...
+
 
 def train_experts(
-    jobs: Sequence[Job], folder: Path, load: Callable[[], tuple[Any, Any]], key: Key, follow: Follow
+    jobs: Sequence[Job], folder: Path, workers: Callable[[int], AbstractContextManager[Pool]], key: Key, follow: Follow
 ) -> list[Path]:
-    """Train what does not exist yet; each adapter appears complete or not at all.
+    """Train what does not exist yet; each adapter appears complete or not at all, and is the same whoever trains it.
 
     Args:
-        jobs: the experts, in order.
-        folder: gets one PEFT folder an expert.
-        load: returns a fresh (network, tokenizer); called once for each expert that is trained.
+        jobs: the experts, in order; several workers take the longest first.
+        folder: gets one PEFT folder an expert. Only this process writes there: adapters come back as bytes.
+        workers: opens a pool for so many experts, whose workers hold a base each: ``(network, tokenizer)``.
         key: every expert draws from its own branch of it, so the order does not matter.
         follow: is told what happens.
 
@@ -62,23 +69,87 @@ def train_experts(
     Raises:
         ExpertError: an existing folder is not a usable adapter, or was trained in another way.
         FitnessError: a task has no training rows.
+        RunError: workers died at some experts; all others are complete.
     """
-    for job in jobs:
-        _pairs(job)  # all tasks are checked before the first long training
-    for number, job in enumerate(jobs, start=1):
-        target = folder / job.name
-        if target.is_dir():
-            _check_existing(target, job.spec)
-            follow.kept(job.name)
-            continue
-        follow.expert(job.name, number, len(jobs))
-        network, tokenizer = load()
-        at = key.at("train", job.name)
-        adapted = attach_lora(network, job.spec, at)
-        train_lora(adapted, tokenizer, _pairs(job), job.spec, at, follow.step)
-        with new_folder(target) as staged:
-            adapted.save_pretrained(staged)
+    lessons = [_Lesson(job.name, tuple(_pairs(job)), job.spec) for job in jobs]  # before the first long training
+    missing = []
+    for lesson in lessons:
+        if (folder / lesson.name).is_dir():
+            _check_existing(folder / lesson.name, lesson.spec)
+            follow.kept(lesson.name)
+        else:
+            missing.append(lesson)
+    if missing:
+        with workers(len(missing)) as pool:
+            _train_on(pool, missing, folder, key, follow)
     return [folder / job.name for job in jobs]
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What a worker needs to know of an expert: texts, so that it needs none of the data's files."""
+
+    name: str
+    pairs: tuple[Pair, ...]
+    spec: LoraSpec
+
+    @property
+    def length(self) -> float:
+        """Return how many letters go through the base, about."""
+        letters = sum(len(prompt) + len(answer) for prompt, answer in self.pairs)
+        return self.spec.steps * self.spec.batch_size * letters / len(self.pairs)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """An adapter's files, by name, and the loss at the end."""
+
+    files: Mapping[str, bytes]
+    loss: float
+
+
+@dataclass(frozen=True)
+class _Train:
+    """What a worker does with a lesson; it leaves its base as it was."""
+
+    key: Key
+    progress: Progress
+
+    def __call__(self, base: tuple[Any, Any], lesson: _Lesson) -> _Trained:
+        network, tokenizer = base
+        at = self.key.at("train", lesson.name)
+        adapted = attach_lora(network, lesson.spec, at)
+        loss = train_lora(adapted, tokenizer, lesson.pairs, lesson.spec, at, self.progress)
+        config = adapted.peft_config["default"]
+        config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
+        with tempfile.TemporaryDirectory() as scratch:
+            adapted.save_pretrained(scratch)
+            files = {path.name: path.read_bytes() for path in sorted(Path(scratch).iterdir())}
+        adapted.unload()
+        return _Trained(files, loss)
+
+
+def _train_on(pool: Pool, lessons: Sequence[_Lesson], folder: Path, key: Key, follow: Follow) -> None:
+    """Train on a pool, and write what comes, in whatever order it does."""
+    if pool.workers > 1:
+        lessons = sorted(lessons, key=lambda lesson: -lesson.length)
+
+    def begun() -> Iterator[tuple[str, _Lesson]]:
+        for number, lesson in enumerate(lessons, start=1):
+            follow.expert(lesson.name, number, len(lessons))
+            yield lesson.name, lesson
+
+    steps = {lesson.name: lesson.spec.steps for lesson in lessons}
+    work = _Train(key, follow.step if isinstance(pool, Here) else _unheard)
+    for name, trained in each(pool, work, begun()):
+        with new_folder(folder / name) as staged:
+            for file, content in trained.files.items():
+                (staged / file).write_bytes(content)
+        follow.finished(name, steps[name], trained.loss)
+
+
+def _unheard(_done: int, _total: int, _loss: float) -> None:
+    """Tell nobody: whoever follows is another process."""
 
 
 def _pairs(job: Job) -> list[Pair]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,61 @@ def test_score_says_what_it_lacks(evomerge: Commands, experts: list[Path], fitne
     broken.write_text("def fitness(model, split):\n    return float('nan')\n")
     ended = evomerge("score", experts[0], "--fitness", broken)
     assert (ended.code, "not_finite: the fitness is not a finite number" in ended.err) == (2, True)
+
+
+def test_score_several(evomerge: Commands, experts: list[Path], fitness: Path) -> None:
+    told = evomerge("score", *experts, "base", "--fitness", fitness, "--format", "json")
+    assert told.code == 0, told.err
+    found = [json.loads(line) for line in told.out.splitlines()]
+    assert [line["expert"] for line in found] == [*map(str, experts), "base"]
+    assert all(line.keys() == {"expert", "fitness", "tasks", "split"} for line in found)
+    for line, expert in zip(found, experts, strict=False):
+        alone = json.loads(evomerge("score", expert, "--fitness", fitness, "--format", "json").out)
+        # Both take the faster dtype of this machine, which may be bfloat16.
+        assert line["fitness"] == pytest.approx(alone["fitness"], abs=0.02)
+    assert len({line["fitness"] for line in found}) == 4
+    text = evomerge("score", *experts[:2], "--fitness", fitness)
+    header, *rows = text.out.splitlines()
+    assert header.split() == ["likely", "mean", "(search", "split)"]
+    assert [row.split()[0] for row in rows] == [str(expert) for expert in experts[:2]]
+    assert all(row.count(" %") == 2 and len(row) == len(header) for row in rows)
+    assert f"2 of 2   {experts[1]}" in text.err
+
+
+def test_score_several_of_which_one_fails(
+    evomerge: Commands, make_adapter: Callable[..., Path], experts: list[Path], fitness: Path
+) -> None:
+    huge = make_adapter("huge", size=1e30)
+    told = evomerge("score", huge, experts[0], "--fitness", fitness, "--format", "json")
+    failed, fine = map(json.loads, told.out.splitlines())
+    assert failed.keys() == {"expert", "failure", "message", "split"}
+    assert (failed["expert"], failed["failure"]) == (str(huge), "not_finite")
+    assert 0 < fine["fitness"] < 1
+    assert (told.code, f"error: 1 of 2 experts failed; {huge}: not_finite: " in told.err) == (2, True)
+    text = evomerge("score", huge, experts[0], "--fitness", fitness).out.splitlines()
+    assert text[1].split() == [str(huge), "not_finite"]
+    assert text[2].split()[0] == str(experts[0])
+
+
+def test_what_cannot_be_scored_together(
+    evomerge: Commands, experts: list[Path], fitness: Path, pico_base: Path, tmp_path: Path
+) -> None:
+    def refused(*arguments: object) -> str:
+        ended = evomerge("score", *arguments, "--fitness", fitness)
+        assert (ended.code, ended.out) == (2, "")
+        return ended.err
+
+    assert f"{pico_base} is a full model, and only adapters of one base" in refused(experts[0], pico_base)
+    assert "2 experts, and one --view" in refused(*experts[:2], "--view", "red")
+    assert f"2 experts have one name, '{experts[0]}'" in refused(experts[0], experts[0])
+    assert "'many' is no number of workers" in refused(experts[0], "--workers", "many")
+    assert "an ensemble is of one run; 2 are given" in refused(*experts[:2], "--ensemble", "2")
+    alone = "--workers 2 says nothing of an ensemble: this process scores it"
+    assert alone in refused(experts[0], "--ensemble", "2", "--workers", "2")
+    other = shutil.copytree(experts[1], tmp_path / "other")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "another/base"}))
+    assert "was trained on another base: 'another/base'" in refused(experts[0], other)
 
 
 def test_export_the_best_and_merged_into_the_model(evomerge: Commands, pico_base: Path, ended_run: Path) -> None:

@@ -22,7 +22,7 @@ def test_no_cluster_at_the_address(address: str) -> None:
 
 def test_no_cluster_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(RunError, match="no Ray cluster can be joined at 127.0.0.1:1: "), joined("auto"):
+    with pytest.raises(RunError, match=r"no Ray cluster can be joined at 127\.0\.0\.1:1: "), joined("auto"):
         pass
 
 

@@ -164,3 +164,20 @@ def test_no_gpu_at_all_is_an_error_even_if_nobody_says_how_many() -> None:
 def test_a_layout_in_words() -> None:
     text = Layout((Node("a", 8, 2), Node("b", 8, 1)), 6, 0.5, 1).text
     assert text == "6 workers with 0.5 GPU each, on 2 nodes, 16 cores, 3 GPUs"
+
+
+def test_workers_share_the_gpus_that_ray_counts(nodes: Any) -> None:
+    nodes.add_node(num_cpus=4, num_gpus=2)  # Ray counts what it is told
+    layout = lay_out(nodes_of(ray), None, 0.5, 1)
+    pool = RayPool(ray, layout, lambda: None, 1, lambda _: None)
+    try:
+        found = [gpus for _, gpus in in_order(pool, gpus_of, range(8))]
+    finally:
+        pool.close()
+    assert layout.workers == 4
+    assert {tuple(gpus) for gpus in found} == {(0,), (1,)}
+
+
+def gpus_of(_: object, __: int) -> list[int]:
+    time.sleep(0.3)
+    return [int(gpu) for gpu in ray.get_gpu_ids()]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.cli.display import Display
-from evomerge.launch import launch, resume
+from evomerge.launch import launch
 from evomerge.recipe.load import load_recipe
 from runs import write_run
 
@@ -25,36 +23,19 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_a_driver_that_dies_is_resumed_and_its_run_replayed_in_this_process(
+def test_what_two_workers_did_is_replayed_in_this_process(
     make_adapter: Callable[..., Path], pico_base: Path, tmp_path: Path
 ) -> None:
     evaluator = {"threads": 1, "group": 2, "dtype": "float32", "device": "cpu"}
     experts = [make_adapter(f"e{i}", seed=i) for i in range(3)]
-    recipe = write_run(tmp_path, pico_base, experts, evaluator=evaluator, mode="steady", stop={"generations": 12})
-    run = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-c",
-        "from evomerge.cli import main; main()",
-        "run",
-        str(recipe),
-        "--workers",
-        "2",
-        "--output",
-        str(run),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
-        assert driver.stdout is not None
-        for line in driver.stdout:
-            if line.startswith("generation   3"):
-                driver.kill()
-                break
-    found = resume(run, Display(), workers="3")
-    assert found.state.generation == 12
-    again = launch(load_recipe(recipe), tmp_path / "again", Display(), replay=run)
+    recipe = write_run(tmp_path, pico_base, experts, evaluator=evaluator, mode="steady", stop={"generations": 8})
+    workers = ["evaluator.name=ray", "evaluator.workers=2"]
+    found = launch(load_recipe(recipe, workers), tmp_path / "run", Display())
+    assert found.state.generation == 8
+    again = launch(load_recipe(recipe), tmp_path / "again", Display(), replay=tmp_path / "run")
     assert again.setup.recipe.evaluator.name == "local"
     assert again.state.digest == found.state.digest
-    assert Ledger(tmp_path / "again" / "ledger.jsonl").events() == Ledger(run / "ledger.jsonl").events()
-    sent = [event for event in Ledger(run / "ledger.jsonl").events() if event["event"] == "group"]
-    # Several were in flight: some were sent before the one before them had been told.
-    assert any(event["generation"] < event["group"] for event in sent)
+    events = Ledger(tmp_path / "run" / "ledger.jsonl").events()
+    assert Ledger(tmp_path / "again" / "ledger.jsonl").events() == events
+    # Two were in flight: some were sent before the one before them had been told.
+    assert any(event["generation"] < event["group"] for event in events if event["event"] == "group")

@@ -15,6 +15,7 @@ from evomerge.recipe.build import load_fitness, resolve
 from evomerge.recipe.load import parse_recipe
 from evomerge.recipe.merge import MergeRecipe
 from evomerge.recipe.schema import TaskSpec, task_data
+from evomerge.types import Score
 from evomerge.workbench import _learned
 
 FILE = '''"""Mine: numbers and their names
@@ -224,7 +225,7 @@ def test_the_keys_of_every_task_are_those_of_the_schema() -> None:
 def test_the_command_line(capsys: pytest.CaptureFixture[str], here: Path, pico_base: Path) -> None:
     from evomerge.cli.explain import explain
     from evomerge.cli.ls import fitness
-    from evomerge.workbench import score_expert
+    from evomerge.score_run import score_experts
 
     (here / "fitness").mkdir()
     (here / "mine.py").rename(here / "fitness" / "mine.py")
@@ -235,8 +236,9 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], here: Path, pico_b
         assert told.startswith("mine (fitness)\n\nMine: numbers and their names\n\nAll about them.\n\nparameters:\n")
         assert "  search: int, default 2\n" in told
         assert "paper" not in told
-    found = score_expert("base", ["mine:data=numbers,search=5"], str(pico_base), "search")
+    ((_, found),) = score_experts(["base"], ["mine:data=numbers,search=5"], str(pico_base), "search", print)
+    assert isinstance(found, Score)
     assert len(found.examples["mine"]) == 5
     with pytest.raises(Problems) as caught:
-        score_expert("base", ["mine:data=numbers", "mine:data=nowhere,name=b"], "no/base", "search")
+        list(score_experts(["base"], ["mine:data=numbers", "mine:data=nowhere,name=b"], "no/base", "search", print))
     assert "data set 'nowhere' does not come from the Hugging Face hub" in str(caught.value)

@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from evomerge.cluster.pool import Here
 from evomerge.errors import ExpertError, FitnessError
 from evomerge.evaluation.data import Data
 from evomerge.evaluation.fitness import Task
@@ -29,6 +31,7 @@ class Log:
         self.stop_at = stop_at
         self.trained: list[str] = []
         self.skipped: list[str] = []
+        self.losses: dict[str, float] = {}
 
     def stage(self, text: str) -> None: ...
 
@@ -38,6 +41,9 @@ class Log:
     def step(self, done: int, total: int, loss: float) -> None:
         if (self.trained[-1], done) == self.stop_at:
             raise KeyboardInterrupt
+
+    def finished(self, name: str, steps: int, loss: float) -> None:
+        self.losses[name] = loss
 
     def kept(self, name: str) -> None:
         self.skipped.append(name)
@@ -54,7 +60,8 @@ def jobs(spec=SPEC):
 
 def train(folder, base, log=None, wanted=None):
     log = log or Log()
-    train_experts(wanted or jobs(), folder, lambda: load_base(base, "float32", "cpu"), Key(0), log)
+    here = Here(lambda: load_base(base, "float32", "cpu"))
+    train_experts(wanted or jobs(), folder, lambda _: nullcontext(here), Key(0), log)
     return log
 
 

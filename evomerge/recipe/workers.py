@@ -1,0 +1,57 @@
+"""Workers for what is no run: trainings, statistics of experts, scores of adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from evomerge.cluster.pool import Here, Make, Pool
+from evomerge.errors import RecipeError
+from evomerge.recipe.build import resolve_evaluator
+from evomerge.recipe.evaluators import Stage, open_pool
+from evomerge.recipe.schema import EvaluatorSpec
+
+
+def working(workers: str | None) -> EvaluatorSpec:
+    """Return the settings, all decided, that a number of workers, ``auto`` or ``local`` stands for without a recipe.
+
+    Raises:
+        RecipeError: it is something else.
+    """
+    if workers in (None, "local"):
+        return resolve_evaluator(EvaluatorSpec())
+    count: int | Literal["auto"] = int(workers) if workers.isdecimal() else "auto"
+    if count == 0 or (count == "auto" and workers != "auto"):
+        fix = "Give a number, `auto` for as many as have room, or `local` for this process."
+        raise RecipeError(f"{workers!r} is no number of workers", where="--workers", fix=fix)
+    return resolve_evaluator(EvaluatorSpec(name="ray", workers=count))
+
+
+@contextmanager
+def open_workers(spec: EvaluatorSpec, make: Make, stage: Stage, most: int) -> Iterator[Pool]:
+    """Yield those who work, each with what ``make`` returns: this process, or workers on a Ray cluster.
+
+    Args:
+        spec: the settings, all decided.
+        make: makes what each holds.
+        stage: hears what is being done.
+        most: how many items there are, beyond which workers would have nothing to do.
+    """
+    assert spec.threads != "auto", "`resolve_evaluator` decided"
+    if spec.name == "local":
+        torch.set_num_threads(spec.threads)
+        yield Here(make)
+        return
+    workers = spec.workers if spec.workers == "auto" else min(spec.workers, most)
+    with open_pool(spec.model_copy(update={"workers": workers}), make, stage, lambda _: None) as pool:
+        yield pool
+
+
+def everywhere(base: str) -> str:
+    """Return a base's name that means the same in another working directory."""
+    path = Path(base).expanduser()
+    return str(path.resolve()) if path.is_dir() else base
