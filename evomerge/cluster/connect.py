@@ -39,6 +39,8 @@ def joined(address: str) -> Iterator[Any]:
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Many processes that start at once import slowly.
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray

@@ -132,7 +132,7 @@ class Slots:
         self._last = RunError(
             f"worker {slot.number} died: {reason}",
             where=slot.node or "the cluster",
-            fix="See Ray's logs on that node. Nothing is lost: `evomerge resume` goes on.",
+            fix="See Ray's logs on that node. Nothing is lost: give the command again, for a run `evomerge resume`.",
         )
         if slot.deaths > _DEATHS:
             self._leave(slot, f"it died {slot.deaths} times in a row")
@@ -145,7 +145,7 @@ class Slots:
         return RunError(
             f"no worker is alive, and none came in {patience:g} s{last}",
             where="the Ray cluster",
-            fix="Look at `ray status`. Nothing is lost: `evomerge resume` goes on, with fewer --workers too.",
+            fix="Look at `ray status`. Nothing is lost: give the command again, for a run `evomerge resume`.",
         )
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -80,8 +81,10 @@ def open_evaluator(setup: Setup, stage: Stage, record: Tell) -> Iterator[Evaluat
 
 
 @contextmanager
-def open_pool(spec: EvaluatorSpec, make: Make, stage: Stage, record: Tell) -> Iterator[RayPool]:
-    """Yield workers on the cluster that a recipe names, each of which holds what ``make`` returns."""
+def open_pool(
+    spec: EvaluatorSpec, make: Make, stage: Stage, record: Tell, most: int | None = None
+) -> Iterator[RayPool]:
+    """Yield workers on the cluster that a recipe names, at most so many; each holds what ``make`` returns."""
     assert spec.threads != "auto" and spec.gpus_per_worker != "auto", "`resolve` decided"
 
     def tell(event: dict[str, Any]) -> None:
@@ -92,6 +95,7 @@ def open_pool(spec: EvaluatorSpec, make: Make, stage: Stage, record: Tell) -> It
     with joined(spec.address) as ray:
         count = None if spec.workers == "auto" else spec.workers
         layout = lay_out(nodes_of(ray), count, spec.gpus_per_worker, spec.threads)
+        layout = replace(layout, workers=min(layout.workers, most or layout.workers))
         stage(f"starting {layout.text}")
         pool = RayPool(ray, layout, make, spec.threads, tell)
         stage(f"ready: {', '.join(f'{about.device} ({about.node})' for about in pool.abouts)}")
@@ -108,4 +112,4 @@ def _words(event: Mapping[str, Any]) -> str:
     if event["event"] == "worker_given_up":
         return f"note: worker {event['worker']} does not come again: {event['reason']}"
     again = "it is tried again" if event["event"] == "retry" else "it is not tried again as it is"
-    return f"note: {event['tries']} worker{'s' * (event['tries'] > 1)} died at one group; {again}"
+    return f"note: {event['tries']} worker{'s' * (event['tries'] > 1)} died at the same work; {again}"

@@ -46,8 +46,7 @@ def open_workers(spec: EvaluatorSpec, make: Make, stage: Stage, most: int) -> It
         torch.set_num_threads(spec.threads)
         yield Here(make)
         return
-    workers = spec.workers if spec.workers == "auto" else min(spec.workers, most)
-    with open_pool(spec.model_copy(update={"workers": workers}), make, stage, lambda _: None) as pool:
+    with open_pool(spec, make, stage, lambda _: None, most) as pool:
         yield pool
 
 
