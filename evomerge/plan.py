@@ -38,7 +38,8 @@ class Plan:
         seconds_each: seconds of one evaluation on the search split, measured on the base.
         seconds: expected for the whole run, the final table included.
         post_merge: the hooks after every merge, with their parameters.
-        workers: how many groups are scored at once.
+        workers: how many groups can be scored at once.
+        busy: how many of them have something to do in a generation.
         memory: the most bytes that a worker held while it scored the base, 0 if nobody knows.
     """
 
@@ -56,6 +57,7 @@ class Plan:
     seconds: float
     post_merge: tuple[str, ...] = ()
     workers: int = 1
+    busy: int = 1
     memory: int = 0
 
 
@@ -70,6 +72,7 @@ def make_plan(setup: Setup, base: Score, took: Usage, workers: int) -> Plan:
     # A longer final split makes its evaluations longer in proportion; without counts, take them as equal.
     longer = sum(final for _, _, final in tasks) / (sum(search for _, search, _ in tasks) or 1) or 1.0
     rows = 2 + len(experts.names) + len(recipe.report.baselines)
+    busy = _busy(setup, workers, births)
     return Plan(
         experts=tuple(
             (adapter.name, max(f.A.shape[0] for f in adapter.factors.values()), space.norm(genome))
@@ -85,9 +88,10 @@ def make_plan(setup: Setup, base: Score, took: Usage, workers: int) -> Plan:
         limits=tuple(_LIMITS[name].format(limit) for name, limit in recipe.stop if limit is not None),
         base=base.value,
         seconds_each=seconds_each,
-        seconds=seconds_each * (evaluations + rows * longer) / _at_once(setup, workers, births),
+        seconds=seconds_each * (evaluations + rows * longer) / busy,
         post_merge=tuple(spec.text for spec in recipe.post_merge),
         workers=workers,
+        busy=busy,
         memory=took.memory,
     )
 
@@ -101,8 +105,8 @@ def _births(setup: Setup) -> float:
     return births / math.ceil(births / evaluator.group)
 
 
-def _at_once(setup: Setup, workers: int, births: float) -> int:
-    """Return how many groups of a generation are scored at once: no more than it has, unless none waits for another."""
+def _busy(setup: Setup, workers: int, births: float) -> int:
+    """Return how many workers a generation keeps busy: no more than it has groups, unless none waits for another."""
     assert setup.recipe.evaluator.group != "auto", "`build` decided"
     steady = setup.recipe.mode == "steady"
     return workers if steady else min(workers, max(1, math.ceil(births / setup.recipe.evaluator.group)))

@@ -130,7 +130,8 @@ class Display:
 
 
 def _workers(plan: Plan) -> str:
-    return f"{plan.workers} at once, {plan.memory / 2**30:.2f} GiB each"
+    idle = f"; a generation keeps {plan.busy} of them busy: a smaller `evaluator.group` keeps more"
+    return f"{plan.workers} at once, {plan.memory / 2**30:.2f} GiB each{idle if plan.busy < plan.workers else ''}"
 
 
 class TrainingDisplay:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -168,19 +169,25 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None, *, base
     if recipe.mode == "steady":
         check_steady(recipe, strategy)
     _check_room(_COPIES * strategy.population, space, f"A population of {strategy.population}")
-    return Setup(_with_group(recipe, space), fitness, pool, space, experts, strategy, hooks)
+    return Setup(_with_group(recipe, space, strategy), fitness, pool, space, experts, strategy, hooks)
 
 
 def _space(recipe: Recipe, pool: Pool, bases: Path | None) -> GenomeSpace:
     return Subspace.load(bases) if bases and bases.is_file() else build_space(recipe.space.name, pool)
 
 
-def _with_group(recipe: Recipe, space: GenomeSpace) -> Recipe:
-    """Return the recipe with the size of a group decided: decoded genomes take an eighth of the memory at most."""
+def _with_group(recipe: Recipe, space: GenomeSpace, strategy: Strategy) -> Recipe:
+    """Return the recipe with the size of a group decided.
+
+    Decoded genomes take an eighth of the memory at most; a known number of workers have a group each.
+    """
     if recipe.evaluator.group != "auto":
         return recipe
     fitting = available_memory() // 8 // (_WORN * space.dimension)
     group = max(1, min(_GROUP, fitting))
+    if recipe.evaluator.workers != "auto":
+        births = strategy.births_per_generation() or strategy.population
+        group = min(group, math.ceil(births / recipe.evaluator.workers))
     return recipe.model_copy(update={"evaluator": recipe.evaluator.model_copy(update={"group": group})})
 
 

@@ -104,7 +104,7 @@ class StopSpec(Part):
 class RacingSpec(Part):
     """Births that some rows show to be worse than others are not scored on the rest; the best always is."""
 
-    screen: Annotated[float, Field(gt=0, lt=1)] = 0.0625
+    screen: Annotated[float, Field(gt=0, lt=1)] = 0.08
     """Share of all rows on which a generation is scored first: those that tell most about its births."""
     keep: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of a generation, rounded up, that goes on after the screen although nobody expects it to be the best."""

@@ -15,6 +15,7 @@ from evomerge.checkpoint.ledger import Ledger
 from evomerge.cli.display import Display
 from evomerge.errors import Problems, RunError
 from evomerge.launch import Finished, dry_run, launch, resume
+from evomerge.recipe.build import build, resolve
 from evomerge.recipe.evaluators import scored_by
 from evomerge.recipe.load import load_recipe
 from runs import write_run
@@ -137,3 +138,13 @@ def test_the_plan_tells_the_workers(
 )
 def test_workers_on_the_command_line_are_settings_of_the_recipe(workers: str | None, settings: list[str]) -> None:
     assert scored_by(workers) == settings
+
+
+@pytest.mark.parametrize(("workers", "group"), [(1, 4), (2, 2), (4, 1), (8, 1)])
+def test_a_known_number_of_workers_has_a_group_each(
+    workers: int, group: int, pico_base: Path, experts: list[Path], tmp_path: Path
+) -> None:
+    evaluator = {"name": "ray", "workers": workers, "dtype": "float32", "device": "cpu"}
+    setup = build(resolve(load_recipe(write_run(tmp_path, pico_base, experts, evaluator=evaluator))))
+    assert 3 < setup.strategy.births_per_generation() < 4
+    assert setup.recipe.evaluator.group == group
