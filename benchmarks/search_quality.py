@@ -153,7 +153,9 @@ class Bench:
         setup = replace(setup, fitness=Fitness(tuple(shortened(task, rows) for task in setup.fitness.tasks)))
         memory = OutcomeCache(runs / f"{space}.jsonl")
         merged = setup.space.encode(read_adapter(regmean)) if regmean and space == "subspace" else None
-        return cls(setup, Remembered(local_evaluator(setup.recipe, setup.space), memory, setup.conditions), runs, merged)
+        return cls(
+            setup, Remembered(local_evaluator(setup.recipe, setup.space), memory, setup.conditions), runs, merged
+        )
 
     @property
     def space(self) -> str:
