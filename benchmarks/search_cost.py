@@ -29,11 +29,7 @@ from evomerge.recipe.load import load_recipe
 
 RECIPE = Path("populations/quickstart.yaml")
 RESULTS = Path("benchmarks/results")
-WAYS: Mapping[str, list[str]] = {
-    "full": [],
-    "racing": ["racing={}"],
-    "racing, keep 0": ["racing={keep: 0}"],
-}
+WAYS: Mapping[str, list[str]] = {"full": [], "racing": ["racing={}"]}
 Found = dict[str, dict[str, dict[str, float]]]
 
 
@@ -46,7 +42,7 @@ def main() -> None:
     found: Found = {way: {} for way in arguments.ways}
     for seed in arguments.seeds:
         for way, overrides in ((way, WAYS[way]) for way in arguments.ways):
-            folder = arguments.runs / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}"
+            folder = arguments.runs / f"{way}-{seed}"
             found[way][str(seed)] = measure([f"seed={seed}", *overrides], folder)
     rows = summary(found)
     result = {"benchmark": "search_cost", "date": time.strftime("%Y-%m-%d"), "rows": rows}

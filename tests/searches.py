@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,12 @@ class Plain:
     ) -> Iterator[tuple[int, Measured]]:
         for number, genomes in enumerate(groups):
             self.seen += map(digest_tensor, genomes)
-            yield number, Measured(tuple(map(self.function, genomes)), self.usages(number, len(genomes)))
+            start = time.perf_counter()
+            outcomes = tuple(map(self.function, genomes))
+            yield number, Measured(outcomes, self.usages(number, len(genomes), time.perf_counter() - start))
 
-    def usages(self, number: int, count: int) -> tuple[Usage, ...]:
-        return (Usage(0.001, 10),) * count
+    def usages(self, number: int, count: int, seconds: float) -> tuple[Usage, ...]:
+        return (Usage(seconds / count, 10),) * count
 
     def together(self, genomes: torch.Tensor, fitness: Fitness, split: Split, combine: str) -> Measured:
         raise NotImplementedError("no search asks for an ensemble")

@@ -157,7 +157,7 @@ class Crowded(Plain):
 
     group = 4
 
-    def usages(self, number: int, count: int) -> tuple[Usage, ...]:
+    def usages(self, number: int, count: int, seconds: float) -> tuple[Usage, ...]:
         return tuple(Usage(0.5, 10 + number, int(number == 1 and place == 0)) for place in range(count))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 import yaml
 
 import evomerge
@@ -253,11 +254,16 @@ def test_changed_weights_of_an_expert_are_refused_and_allowed_on_demand(server: 
     assert "experts.ant: it was '" in answer["error"]
     assert "bee" not in answer["error"]
     assert server.run(folder, allow_changes=True)["code"] == 0
-    # In the subspace of other experts a genome's numbers mean something else: nothing can allow that.
+    # The run keeps the bases of its space: there the longer expert has a place too.
+    assert "experts.ant: it was '" in server.run(exact)["error"]
+    assert server.run(exact, allow_changes=True)["code"] == 0
+    # One that points elsewhere has none: nothing can allow that.
+    other = {name: torch.randn(tensor.shape, generator=Key(1).torch()) for name, tensor in tensors.items()}
+    safetensors.torch.save_file(other, weights, metadata={"format": "pt"})
     answer = server.run(exact, allow_changes=True)
     assert (answer["code"], answer["kind"]) == (1, "RunError")
-    assert "its genomes mean nothing in the genome space of other experts: experts.ant: it was" in answer["error"]
-    assert answer["error"].endswith("to do: Put it back as it was, or start a new run.")
+    assert "the run was started with other experts: Expert 'ant' is not in the span of the pool" in answer["error"]
+    assert answer["error"].endswith("to do: Put the expert back as it was, or start a new run.")
 
 
 def test_a_run_folder_in_use_is_refused(

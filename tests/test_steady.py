@@ -103,7 +103,7 @@ class Workers(Plain):
             number = self.pick(sorted(flying))
             group = flying.pop(number)
             outcomes = tuple(grouped(genome, group, self.function) for genome in group)
-            yield number, Measured(outcomes, self.usages(number, len(group)))
+            yield number, Measured(outcomes, self.usages(number, len(group), 0.01))
 
 
 class SteadyWorld(World):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from evomerge.errors import EvomergeError, Problems, RecipeError
+from evomerge.errors import EvomergeError, ExpertError, Problems, RecipeError, RunError
 from evomerge.evaluation.ensemble import check_ensemble
 from evomerge.evaluation.fitness import Fitness, Task, build_fitness, load_task
 from evomerge.evaluation.model import resolve_device, resolve_dtype
@@ -161,7 +161,7 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None, *, base
     if problems or fitness is None or pool is None or space is None:
         raise Problems(problems)
     _check_room(len(pool.adapters), space, f"A pool of {len(pool.adapters)} experts")
-    genomes = torch.stack([space.encode(adapter) for adapter in pool.adapters])
+    genomes = _encoded(space, pool, bases)
     experts = Experts(pool.names, genomes)
     strategy = build_strategy(recipe, Context(space, experts, hooks))
     if recipe.racing:
@@ -174,6 +174,17 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None, *, base
 
 def _space(recipe: Recipe, pool: Pool, bases: Path | None) -> GenomeSpace:
     return Subspace.load(bases) if bases and bases.is_file() else build_space(recipe.space.name, pool)
+
+
+def _encoded(space: GenomeSpace, pool: Pool, bases: Path | None) -> torch.Tensor:
+    """Return the experts' genomes ``[n, d]``; those of a run must still lie in the space that it began with."""
+    try:
+        return torch.stack([space.encode(adapter) for adapter in pool.adapters])
+    except ExpertError as error:
+        if not (bases and bases.is_file()):
+            raise
+        fix = "Put the expert back as it was, or start a new run."
+        raise RunError(f"the run was started with other experts: {error.cause}", where=error.where, fix=fix) from error
 
 
 def _with_group(recipe: Recipe, space: GenomeSpace, strategy: Strategy) -> Recipe:

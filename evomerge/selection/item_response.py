@@ -6,7 +6,8 @@ and an intercept ``d_i`` (two-parameter logistic model, Birnbaum 1968):
     P_ij = sigmoid(a_i theta_jg - d_i)
 
 Then a new individual, scored on a few telling examples (anchors), gets its abilities, and from them what to expect on
-the others. Scores in [0, 1] that are not 0 or 1 enter as shares of a success.
+the others. A child of known parents mostly solves what both solve and fails where both fail, so for it the examples are
+as hard as its parents make them (``inherited``). Scores in [0, 1] that are not 0 or 1 enter as shares of a success.
 
 Source: Maia Polo et al. 2024, tinyBenchmarks (arXiv:2402.14992); for merges, MERGE^3, Mencattini et al. 2025
 (arXiv:2502.10436). Differs from both: fitted on the outcomes of the run's own founders, of any fitness, so with few
@@ -30,6 +31,9 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 LOG_A, D, THETA = 0.5, 2.0, 1.0
 """Standard deviations of the priors: ``log a ~ N(0, 0.5^2)``, ``d ~ N(0, 2^2)``, ``theta ~ N(0, 1)``."""
+
+STRAY, KEPT = 1.5, 0.02
+"""How far children stray from their parents, in logits, and how often where both do the same; judged by simulation."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +116,56 @@ def loss(parameters: Array, outcomes: Array, groups: Indices) -> tuple[float, Ar
     return float(value), np.concatenate([by_log_a, by_d, by_theta.ravel()])
 
 
-def anchors(items: Items, counts: Sequence[int]) -> tuple[int, ...]:
-    """Return the examples, sorted, that tell most about who is better among the better half of the founders.
+def inherited(chances: Array, groups: Indices) -> Items:
+    """Return the model of a child, from its parents' chances to solve each example, their mean ``m_i``.
 
-    Of each group the ``counts[g]`` with the greatest Fisher information, ``a_i^2 P_i (1 - P_i)``, averaged over the
-    abilities of the founders at or above their median in the group; of equal ones the first.
+        P_i = sigmoid(1.5 theta_g + logit(0.02 + 0.96 m_i))
 
-    Source: Lord 1980, Applications of Item Response Theory, section 5.
+    So ``theta_g`` is by how much it is better than its parents at the tasks of a group. Over 81 children of TIES merges
+    whose parents' outcomes were known, 1 % of what both fail was solved, 62 % of what one solves, 96 % of what both do.
+
+    Args:
+        chances: m, the outcomes where they are known, ``[examples]``.
+        groups: as for ``fit``.
     """
+    m = KEPT + (1 - 2 * KEPT) * chances
+    return Items(np.full(len(m), STRAY), -logit(m), groups, np.zeros((1, int(groups.max()) + 1)))
+
+
+def anchors(models: Sequence[Items], weights: Sequence[float], count: int) -> tuple[int, ...]:
+    """Return the examples, sorted, that tell most about what individuals would score on all.
+
+    One by one the example is taken that lessens the variance of ``expected`` most, by the sum of
+
+        (sum_{k in g} u_k a_k V_k)^2 (1 / h_g - 1 / (h_g + I_i)) + u_i^2 V_i,    I_i = a_i^2 V_i,  V_i = P_i (1 - P_i)
+
+    for its group g, ``h_g`` being 1 and the Fisher information ``I`` of those taken before; a mean over the models, of
+    each over the abilities at or above the median of the group: who is good is worth a race. Of equal ones the first.
+
+    Source: Lord 1980, Applications of Item Response Theory, section 5; Bayesian optimal design, Chaloner & Verdinelli
+    1995, Statistical Science 10, p. 273, with the variance of the mean in place of A-optimality's trace.
+
+    Args:
+        models: one for each individual, of the same examples and groups.
+        weights: u, ``[examples]``, as for ``expected``.
+        count: how many.
+    """
+    groups, u = models[0].groups, np.asarray(weights, dtype=np.float64)
+    upper = [np.sort(one.theta, axis=0)[len(one.theta) // 2 :] for one in models]
+    p = np.concatenate([one.probability(theta) for one, theta in zip(models, upper, strict=True)])
+    slope = np.concatenate([np.tile(one.a, (len(theta), 1)) for one, theta in zip(models, upper, strict=True)])
+    share = np.concatenate([np.full((len(theta), 1), 1 / len(theta)) for theta in upper])
+    chance = p * (1 - p)
+    member = groups[:, None] == np.arange(int(groups.max()) + 1)
+    reach = ((u * slope * chance) @ member)[:, groups] ** 2
+    information, known = slope**2 * chance, np.ones((len(chance), member.shape[1]))
     chosen: list[int] = []
-    for g, count in enumerate(counts):
-        upper = items.theta[items.theta[:, g] >= np.median(items.theta[:, g]), g]
-        own = np.flatnonzero(items.groups == g)
-        p = expit(items.a[own] * upper[:, None] - items.d[own])
-        information = (items.a[own] ** 2 * p * (1 - p)).mean(axis=0)
-        chosen += own[np.argsort(-information, kind="stable")[:count]].tolist()
+    for _ in range(min(count, len(u))):
+        h = known[:, groups]
+        gain = (share * (reach * (1 / h - 1 / (h + information)) + u**2 * chance)).sum(axis=0)
+        gain[chosen] = -1
+        chosen.append(int(gain.argmax()))
+        known[:, groups[chosen[-1]]] += information[:, chosen[-1]]
     return tuple(sorted(chosen))
 
 
@@ -151,6 +190,13 @@ def ability(items: Items, seen: Sequence[int], scores: Sequence[float]) -> tuple
         if np.abs(step).max() < 1e-12:
             break
     return theta, 1 / curvature
+
+
+def chances(items: Items, seen: Sequence[int], scores: Sequence[float]) -> Array:
+    """Return the chance of an individual to solve each example, its score where it is known, ``[examples]``."""
+    p = items.probability(ability(items, seen, scores)[0])
+    p[np.asarray(seen, dtype=np.int64)] = scores
+    return p
 
 
 def expected(

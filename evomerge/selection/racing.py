@@ -100,30 +100,6 @@ def beaten(candidate: Examples, reference: Examples, weights: Mapping[str, float
     return NormalDist().cdf((one - mean) / math.sqrt(variance)) <= level / looks
 
 
-def estimate(candidate: Examples, reference: Examples, weights: Mapping[str, float]) -> float:
-    """Return what the candidate would score on all examples, from those it has seen and the reference's on all.
-
-        sum_t w_t (mean_seen(candidate_t) + mean_all(reference_t) - mean_seen(reference_t))
-
-    So luck with easy rows, which the reference had too, is taken off. It beats the plain mean where the two scores of
-    an example correlate by more than half the ratio of their standard deviations, reference to candidate. Unbiased
-    over the order of the rows; not clipped.
-
-    Source: the difference estimator, Cochran 1977, Sampling Techniques, section 7.2 (regression with b = 1).
-
-    Args:
-        candidate: as for ``lead``.
-        reference: as for ``lead``; also the mean of several individuals, example by example.
-        weights: as for ``lead``.
-
-    Raises:
-        RunError: as ``lead``.
-    """
-    shares = _shares(candidate, reference, weights)
-    whole = math.fsum(share * math.fsum(reference[task]) / len(reference[task]) for task, share in shares.items())
-    return whole - lead(candidate, reference, weights)[0]
-
-
 def survivors(estimates: Sequence[float], *, keep: float) -> tuple[int, ...]:
     """Return who is scored on the next rows: the best ``ceil(keep n)``, by row; of equal ones the first.
 
@@ -133,7 +109,7 @@ def survivors(estimates: Sequence[float], *, keep: float) -> tuple[int, ...]:
 
     Args:
         estimates: of the candidates that are left, all on the same rows, ``[n]``.
-        keep: the share who go on, in (0, 1].
+        keep: the share who go on, in [0, 1].
     """
     count = math.ceil(round(keep * len(estimates), 9))  # 0.07 * 100 is 7.000000000000001, and means 7
     order = sorted(range(len(estimates)), key=lambda row: (-estimates[row], row))

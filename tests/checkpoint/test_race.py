@@ -28,7 +28,7 @@ from evomerge.evaluation.fitness import Fitness, Task
 from evomerge.evaluation.model import Model
 from evomerge.evaluation.usage import NOTHING
 from evomerge.keys import Key
-from evomerge.selection.item_response import anchors, expected, fit
+from evomerge.selection.item_response import Items, anchors, chances, expected, fit, inherited
 from evomerge.stop import Cost, Stop
 from evomerge.strategies.base import Candidates, empty_state, next_state
 from evomerge.types import Births, Failure, Individual, Origin, Outcome, Score, Split, State, digest_rows
@@ -121,6 +121,7 @@ class Track:
     racing: dict[str, Any] = field(default_factory=lambda: dict(RACING))
     weights: dict[str, float] | None = None
     experts: int = 3
+    parents: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.fitness = fitness_of(self.counts, self.weights)
@@ -141,10 +142,17 @@ class Track:
         return score
 
     def births(self, numbers: list[int]) -> Births:
-        return Births(torch.tensor(numbers, dtype=torch.float32)[:, None], tuple(Origin("test") for _ in numbers))
+        genomes = torch.tensor(numbers, dtype=torch.float32)[:, None]
+        parents = [torch.tensor([[float(number)] for number in self.parents.get(child, ())]) for child in numbers]
+        return Births(genomes, tuple(Origin("test", digest_rows(each)) for each in parents))
 
     def run(self, state: State, numbers: list[int], limit: int | None = None) -> list[Scored]:
         return self.race.score(state, self.births(numbers), limit=limit)
+
+    def expect(self, model: Items, number: int, screen: tuple[int, ...]) -> tuple[float, float]:
+        """Return what a model expects of one task's mean, and the standard error."""
+        n = len(self.matrix[0])
+        return expected(model, [1 / n] * n, screen, self.matrix[number, list(screen)].tolist())
 
     def after(self, numbers: list[int]) -> State:
         """Return the state in which these live, all of them scored on all rows."""
@@ -198,10 +206,10 @@ def test_no_estimate_is_ever_the_best_and_nothing_is_scored_twice(
                 continue
             assert state.best.score.value > score.value
             for name, rows in score.rows.items():
-                assert list(rows) == sorted(set(rows))
+                assert rows and list(rows) == sorted(set(rows))
                 assert score.examples[name] == tuple(whole.examples[name][row] for row in rows)
-                assert len(rows) >= math.ceil(track.racing["screen"] * track.counts[name] - 1e-9)
-            assert sum(map(len, score.rows.values())) < sum(track.counts.values())
+            total = sum(track.counts.values())
+            assert math.ceil(track.racing["screen"] * total - 1e-9) <= sum(map(len, score.rows.values())) < total
         for number, one in zip(numbers, scored, strict=True):
             seen = sum(times for (who, _, _), times in track.known.seen.items() if who == number)
             assert seen == (0 if one.saved else Cost.of([one.outcome]).examples)
@@ -213,47 +221,82 @@ def test_everybody_runs_on_the_most_telling_rows_and_the_most_promising_go_on(tm
     matrix = (random.random((16, 40)) < np.tile(np.linspace(0.1, 0.9, 8), 2)[:, None]).astype(float)
     matrix[:8, ::3] = 0  # rows that tell nothing
     track = Track(tmp_path, matrix, {"a": 24, "b": 16}, RACING | {"keep": 0.25, "level": 0.0}, experts=8)
-    telling = anchors(fit(matrix[:8], [0] * 24 + [1] * 16), [6, 4])
+    items = fit(matrix[:8], [0] * 24 + [1] * 16)
+    telling = anchors([items], [0.5 / 24] * 24 + [0.5 / 16] * 16, 10)
     screen = {"a": tuple(row for row in telling if row < 24), "b": tuple(row - 24 for row in telling if row >= 24)}
-    assert track.race.parts[0] == screen and not {row for row in telling if row % 3 == 0}
-    # Every other row is in one block; they are dealt evenly, and not in their own order.
-    rest = [row for part in track.race.parts[1:] for row in part["a"]]
-    assert sorted([*rest, *screen["a"]]) == list(range(24)) and rest != sorted(rest)
-    assert [len(part["a"]) for part in track.race.parts] == [6, 6, 6, 6]
+    assert not {row for row in telling if row % 3 == 0}
+    # Every other row is in one block; they are dealt evenly, in another order each generation.
+    parts = track.race.course.parts([items], 1)
+    assert track.race.course.rows(parts[0]) == screen
+    assert track.race.course.rows(np.array([25, 24])) == {"b": (1, 0)}
+    rest = np.concatenate(parts[1:])
+    assert sorted([*rest, *telling]) == list(range(40)) and rest.tolist() != sorted(rest)
+    assert rest.tolist() != np.concatenate(track.race.course.parts([items], 2)[1:]).tolist()
+    assert [len(part) for part in parts] == [10, 11, 10, 9]  # of each task as many, or one more
     scored = track.run(track.after([7]), list(range(8, 16)))
     scores = [one.outcome for one in scored if isinstance(one.outcome, Score)]
     assert all(set(screen[name]) <= set(score.rows[name]) for score in scores if score.rows for name in "ab")
     stopped = [score for score in scores if score.rows]
     assert len(stopped) >= 3 and all(score.rows == screen for score in stopped)
-    # Who has fewest of the screen right is not among the two who went on; who has most is.
-    right = [sum(matrix[number, list(telling)]) for number in range(8, 16)]
-    assert scores[int(np.argmin(right))].rows and not scores[int(np.argmax(right))].rows
+    # Who is expected to be worst is not among the two who went on; who is expected to be best is.
+    weights = track.race.course.weights.tolist()
+    hopes = [expected(items, weights, telling, matrix[number, list(telling)].tolist())[0] for number in range(8, 16)]
+    assert scores[int(np.argmin(hopes))].rows and not scores[int(np.argmax(hopes))].rows
 
 
-def test_estimates_are_what_the_items_expect_set_right_by_those_who_are_complete(tmp_path: Path) -> None:
+def test_children_are_judged_by_their_parents_and_on_the_rows_where_these_differ(tmp_path: Path) -> None:
+    random = Key(8).numpy()
+    matrix = (random.random((9, 40)) < 0.5).astype(float)
+    matrix[3] = 1  # who lives is better than all others, so nobody is completed
+    parents = {4: [0, 1], 5: [4], 6: [8, 2]}
+    racing = {**RACING, "keep": 0.0, "screen": 0.2}
+    track = Track(tmp_path, matrix, {"a": 40}, racing, parents=parents)
+    state = track.after([3])
+    # A living one who was scored on some rows is, on the others, what the experts' items expect.
+    some = tuple(range(0, 40, 4))
+    estimate = Score(0.3, {"a": 0.3}, {"a": tuple(matrix[8, list(some)].tolist())}, rows={"a": some})
+    living = Individual(track.births([8]).digests[0], estimate, Origin("test"), 0)
+    items = fit(matrix[:3], [0] * 40)
+    known = chances(items, some, matrix[8, list(some)].tolist())
+    groups = np.zeros(40, dtype=np.int64)
+    both = inherited((matrix[0] + matrix[1]) / 2, groups)
+    models = [both, both, inherited((known + matrix[2]) / 2, groups), items]  # 5 is a child of 4's, 7 is nobody's
+    screen = anchors(models, [1 / 40] * 40, 8)
+    scored = track.run(replace(state, members=(*state.members, living)), [4, 5, 6, 7])
+    for number, model, one in zip((4, 5, 6, 7), models, scored, strict=True):
+        assert isinstance(one.outcome, Score) and one.outcome.rows == {"a": screen}
+        assert one.outcome.value == pytest.approx(track.expect(model, number, screen)[0], abs=1e-9)
+        assert one.outcome.tokens == 5 * 8
+    (alone,) = track.run(state, [4])
+    assert isinstance(alone.outcome, Score)
+    assert all(matrix[0, row] != matrix[1, row] for row in alone.outcome.rows["a"])
+
+
+def test_estimates_are_set_right_by_those_who_are_complete(tmp_path: Path) -> None:
     random = Key(8).numpy()
     matrix = (random.random((12, 30)) < np.linspace(0.1, 0.6, 12)[:, None]).astype(float)
-    matrix[3:5] = 1  # the living are better than all others, so nobody is completed
     weights = {"a": 1.0, "b": 3.0}
-    track = Track(tmp_path, matrix, {"a": 10, "b": 20}, {**RACING, "keep": 0.0}, weights)
+    track = Track(tmp_path, matrix, {"a": 10, "b": 20}, {**RACING, "keep": 0.1, "level": 0.0}, weights)
+    state = track.after([3])
+    assert state.best is not None
+    high = replace(state, best=replace(state.best, score=replace(state.best.score, value=1.5)))
     items = fit(matrix[:3], [0] * 10 + [1] * 20)
-    screen = anchors(items, [3, 5])
+    screen = anchors([items], [0.25 / 10] * 10 + [0.75 / 20] * 20, 8)
+    scores = scores_of(one.outcome for one in track.run(high, list(range(5, 12))))
+    (complete,) = (number for number, score in enumerate(scores, 5) if not score.rows)
 
     def expect(number: int, u: np.ndarray) -> float:
         return expected(items, u.tolist(), screen, matrix[number, list(screen)].tolist())[0]
 
-    for living, known in (([3, 4], [3, 4]), ([2], [0, 1, 2])):  # born ones, then an expert alone
-        state = track.after(living)
-        assert state.best is not None
-        high = replace(state.best, score=replace(state.best.score, value=1.5))
-        for number, one in enumerate(track.run(replace(state, best=high), list(range(5, 12))), 5):
-            assert isinstance(one.outcome, Score)
-            means = {}
-            for name, u in (("a", np.repeat([0.1, 0], [10, 20])), ("b", np.repeat([0, 0.05], [10, 20]))):
-                means[name] = expect(number, u) + np.mean([matrix[n] @ u - expect(n, u) for n in known])
-            assert one.outcome.tasks == pytest.approx(means, abs=1e-9)
-            assert one.outcome.value == pytest.approx((means["a"] + 3 * means["b"]) / 4, abs=1e-9)
-            assert one.outcome.tokens == 5 * len(screen)
+    for number, score in enumerate(scores, 5):
+        if number == complete:
+            continue
+        means = {}
+        for name, u in (("a", np.repeat([0.1, 0], [10, 20])), ("b", np.repeat([0, 0.05], [10, 20]))):
+            # One is complete, and two more are thought to have come out as expected.
+            means[name] = expect(number, u) + (matrix[complete] @ u - expect(complete, u)) / 3
+        assert score.tasks == pytest.approx(means, abs=1e-9)
+        assert score.value == pytest.approx((means["a"] + 3 * means["b"]) / 4, abs=1e-9)
 
 
 def test_who_is_expected_to_be_as_good_as_the_best_is_scored_on_all_rows(tmp_path: Path) -> None:
@@ -269,10 +312,20 @@ def test_who_is_expected_to_be_as_good_as_the_best_is_scored_on_all_rows(tmp_pat
         assert isinstance(one.outcome, Score)
         return one.outcome
 
-    estimate = after(9.0, "far").value
-    # As good is enough: a strategy may take either of two equals for the better one.
-    assert len(after(estimate, "equal").examples["a"]) > 8
-    assert len(after(estimate + 1e-9, "better").examples["a"]) == 8
+    items = fit(matrix[:3], [0] * 30)
+    screen = anchors([items], [1 / 30] * 30, 8)
+    value, error = expected(items, [1 / 30] * 30, screen, matrix[5, list(screen)].tolist())
+    assert error > 0.01
+    assert len(after(value - error - 1e-9, "equal").examples["a"]) > 8
+    close = after(value - error + 1e-9, "better")
+    assert len(close.examples["a"]) == 8
+    # It may be expected to be better, but is not given for it.
+    assert close.tasks == {"a": close.value} and close.value == pytest.approx(value - error, abs=1e-8)
+    assert close.value < value - error + 1e-9
+
+
+def scores_of(outcomes: Iterable[Outcome]) -> list[Score]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Score)]
 
 
 def test_the_beaten_drop_out_on_the_way_and_only_where_a_level_is_given(tmp_path: Path) -> None:
@@ -288,7 +341,7 @@ def test_the_beaten_drop_out_on_the_way_and_only_where_a_level_is_given(tmp_path
 def test_a_failure_on_any_part_is_a_failure_and_the_next_best_takes_the_lead(tmp_path: Path) -> None:
     matrix = np.tile(np.linspace(1, 0.1, 11)[:, None], (1, 40))[::-1].copy()
     track = Track(tmp_path, matrix, {"a": 40}, {**RACING, "keep": 0.0})
-    screen = track.race.parts[0]["a"]
+    screen = anchors([fit(matrix[:3], [0] * 40)], [1 / 40] * 40, 10)
     track.known.fails = lambda genome, row: genome[0] > 7 and row not in screen
     scored = track.run(empty_state(1), list(range(3, 11)))
     assert [one.outcome for one in scored[5:]] == [BAD] * 3
@@ -300,7 +353,7 @@ def test_a_failure_on_any_part_is_a_failure_and_the_next_best_takes_the_lead(tmp
 def test_who_lives_keeps_its_score_and_equal_siblings_share_theirs(tmp_path: Path) -> None:
     matrix = Key(2).numpy().random((6, 24))
     track = Track(tmp_path, matrix, {"a": 24})
-    estimate = replace(track.whole(4), value=-1.0, rows={"a": (0,)})
+    estimate = Score(-1.0, {"a": -1.0}, {"a": (0.5,)}, rows={"a": (0,)})
     state = track.after([3])
     living = Individual(track.births([4]).digests[0], estimate, Origin("test"), 0)
     state = replace(state, members=(*state.members, living))

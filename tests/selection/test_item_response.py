@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from evomerge.errors import FitnessError
 from evomerge.keys import Key
-from evomerge.selection.item_response import Array, Items, ability, anchors, expected, fit, loss
+from evomerge.selection.item_response import Array, Items, ability, anchors, chances, expected, fit, inherited, loss
 
 GROUPS = np.array([0, 0, 0, 1, 1, 1, 1])
 
@@ -86,15 +86,50 @@ def test_order_of_individuals_and_examples_does_not_matter_and_equal_rows_are_eq
     assert again.a.tobytes() + again.theta.tobytes() == found.a.tobytes() + found.theta.tobytes()
 
 
-def test_anchors_tell_the_better_half_apart() -> None:
-    a, d = np.array([1.2, 1.0, 2.0, 3.0, 1.0, 2.0]), np.array([-3.0, 1.0, 4.06, 3.0, 1.0, 0.0])
-    items = Items(a, d, np.array([0, 0, 0, 0, 0, 1]), np.array([[-3.0, 0.0], [-2.0, 0.0], [0.8, 0.0], [1.2, 0.0]]))
-    # At 0.8 and 1.2 item 3 tells most, 2 (11 % right, but steep: 4 * 0.1) more than the even chances 1 and its equal 4,
-    # and 0 least, though it would tell more than 1 about all four.
-    assert anchors(items, [1, 1]) == (3, 5)
-    assert anchors(items, [2, 0]) == (2, 3)
-    assert anchors(items, [3, 0]) == (1, 2, 3)
-    assert anchors(items, [9, 9]) == (0, 1, 2, 3, 4, 5)
+def variance(models: list[tuple[Items, Array]], u: Array, seen: list[int]) -> float:
+    """Return the mean variance of ``expected``, by loops; of its unseen answers alone, those seen are taken off."""
+    total = 0.0
+    for items, theta in models:
+        for person in theta:
+            p = items.probability(person)
+            total += sum(u[i] ** 2 * p[i] * (1 - p[i]) for i in range(len(u)) if i not in seen) / len(theta)
+            for g in set(items.groups.tolist()):
+                own = [i for i in range(len(u)) if items.groups[i] == g]
+                slope = sum(u[i] * items.a[i] * p[i] * (1 - p[i]) for i in own)
+                known = 1 + sum(items.a[i] ** 2 * p[i] * (1 - p[i]) for i in own if i in seen)
+                total += slope**2 / known / len(theta)
+    return total / len(models)
+
+
+def test_each_anchor_lessens_the_variance_of_what_is_expected_most() -> None:
+    one, other = truth(7, GROUPS, Key(20)), truth(7, GROUPS, Key(21))
+    people = Key(22).numpy().normal(size=(5, 2))
+    items = Items(one.a, one.d, GROUPS, people)
+    u = Key(23).numpy().random(7)
+    models = [(items, np.sort(people, axis=0)[2:]), (other, other.theta)]  # of five the median and those above
+    seen: list[int] = []
+    for count in range(1, 8):
+        seen.append(min(set(range(7)) - set(seen), key=lambda i: variance(models, u, [*seen, i])))
+        assert anchors([items, other], u.tolist(), count) == tuple(sorted(seen))
+    assert anchors([items], u.tolist(), 99) == tuple(range(7))
+
+
+def test_anchors_are_in_the_group_that_is_least_known_and_weighs_most() -> None:
+    items = Items(np.ones(6), np.zeros(6), np.array([0, 0, 0, 1, 1, 1]), np.zeros((1, 2)))
+    assert anchors([items], [1.0] * 6, 2) == (0, 3)  # one of each, the first of equal ones
+    assert anchors([items], [3.0] * 3 + [1.0] * 3, 2) == (0, 1)
+    sure = Items(np.ones(6), np.array([-5.0, -5, -5, 0, 0, 0]), items.groups, items.theta)
+    assert anchors([sure], [1.0] * 6, 3) == (3, 4, 5)
+
+
+def test_a_child_solves_what_its_parents_solve() -> None:
+    items = inherited(np.array([0.0, 0.5, 1.0, 1.0]), np.array([0, 0, 0, 1]))
+    np.testing.assert_allclose(items.probability(np.zeros(2)), [0.02, 0.5, 0.98, 0.98])
+    np.testing.assert_allclose(items.probability(np.array([2.0, 0.0]))[1], 1 / (1 + np.exp(-3)))
+    # Where it fails what both solve it is worse at this task, and as before at the other.
+    after = chances(items, [2], [0.0])
+    assert after[2] == 0 and after[0] < 0.01 and after[1] < 0.3
+    assert after[3] == pytest.approx(0.98)
 
 
 def test_ability_is_the_top_of_the_posterior_and_its_curvature() -> None:
@@ -145,6 +180,7 @@ def test_expected_is_the_published_estimate_and_exact_when_all_is_seen() -> None
     p = items.probability(ability(items, seen, scores)[0])
     unseen = [i for i in range(10) if i not in seen]
     assert expected(items, [0.1] * 10, seen, scores)[0] == pytest.approx(3 / 10 * 2 / 3 + 7 / 10 * p[unseen].mean())
+    assert 0.1 * chances(items, seen, scores).sum() == pytest.approx(expected(items, [0.1] * 10, seen, scores)[0])
     assert expected(items, [0.1] * 10, list(range(10)), [1.0] * 4 + [0.0] * 6) == (pytest.approx(0.4), 0.0)
 
 
