@@ -5,6 +5,8 @@
 Every file in fitness/ with a parameter `data` is scored on a sample of its final split, from the folder of its name
 in EVOMERGE_DATA; a file without one is skipped, and the table says so. One that raises has its error in the table.
 
+results/ keeps what earlier runs found of other files with the same base: some take long, and get fewer rows.
+
 The last columns come from benchmarks/results/harness_scores.json, if that was made with the same base: what
 lm-evaluation-harness and our file score on the same rows, of which there may be fewer. The last line is JSON; results/
 gets that and a table.

@@ -58,7 +58,10 @@ def killed() -> None:
 # Workers that die
 
 
-@pytest.mark.parametrize("end", [killed, leave, crash])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("end", [killed, pytest.param(leave, marks=SLOW), pytest.param(crash, marks=SLOW)])
 def test_what_a_dead_worker_was_at_is_done_again(pool: Pools, told: Told, tmp_path: Path, end: Any) -> None:
     def work(held: str, value: int) -> tuple[str, int]:
         if value == 2 and once(tmp_path / "died"):
@@ -71,6 +74,7 @@ def test_what_a_dead_worker_was_at_is_done_again(pool: Pools, told: Told, tmp_pa
     assert [(event["item"], event["tries"]) for event in events(told, "retry")] == [(2, 1)]
 
 
+@pytest.mark.slow
 def test_what_kills_workers_kills_them_in_one_place_and_is_given_up(pool: Pools, told: Told) -> None:
     def work(_: str, value: int) -> int:
         if value == 1:
@@ -87,6 +91,7 @@ def test_what_kills_workers_kills_them_in_one_place_and_is_given_up(pool: Pools,
     assert len(events(told, "worker_died")) == RETRIES + 1
 
 
+@pytest.mark.slow
 def test_who_hangs_is_stopped_and_the_others_go_on(pool: Pools, told: Told) -> None:
     def work(_: str, value: int) -> int:
         if value == 0:
@@ -102,6 +107,7 @@ def test_who_hangs_is_stopped_and_the_others_go_on(pool: Pools, told: Told) -> N
     assert events(told, "worker_died")[0]["reason"] == "it did not answer for 2 s"
 
 
+@pytest.mark.slow
 def test_a_pool_that_was_left_works_again(pool: Pools) -> None:
     def work(_: str, value: int) -> int:
         time.sleep(0.2)
@@ -114,6 +120,7 @@ def test_a_pool_that_was_left_works_again(pool: Pools) -> None:
     assert worked(workers, work, [10, 11, 12]) == [10, 11, 12]
 
 
+@pytest.mark.slow
 def test_nobody_left_is_an_error_that_says_so(pool: Pools, told: Told, tmp_path: Path) -> None:
     def make() -> str:
         if not once(tmp_path / "made"):

@@ -43,6 +43,7 @@ def slow(_: object, value: int) -> int:
     return value
 
 
+@pytest.mark.slow
 def test_a_node_leaves_and_its_work_is_done_by_the_other(nodes: Any) -> None:
     told: Told = []
     nodes.add_node(num_cpus=1)
@@ -58,6 +59,7 @@ def test_a_node_leaves_and_its_work_is_done_by_the_other(nodes: Any) -> None:
     assert [event["event"] for event in told].count("worker_died") >= 1
 
 
+@pytest.mark.slow
 def test_a_cluster_without_nodes_is_an_error_that_says_so(nodes: Any) -> None:
     told: Told = []
     only = nodes.add_node(num_cpus=1)
@@ -83,6 +85,7 @@ def test_a_node_of_another_version_is_refused(nodes: Any, tmp_path: Path) -> Non
     assert caught.value.fix == "Install the same versions on all nodes."
 
 
+@pytest.mark.slow
 def test_what_a_node_lacks_is_named(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "only_here.py").write_text("VALUE = 1\n")
     nodes.add_node(num_cpus=1)
@@ -166,6 +169,7 @@ def test_a_layout_in_words() -> None:
     assert text == "6 workers with 0.5 GPU each, on 2 nodes, 16 cores, 3 GPUs"
 
 
+@pytest.mark.slow
 def test_workers_share_the_gpus_that_ray_counts(nodes: Any) -> None:
     nodes.add_node(num_cpus=4, num_gpus=2)  # Ray counts what it is told
     layout = lay_out(nodes_of(ray), None, 0.5, 1)

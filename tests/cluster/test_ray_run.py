@@ -42,7 +42,9 @@ def local(pico_base: Path, experts: list[Path], tmp_path_factory: pytest.TempPat
     return launch(load_recipe(write_run(folder, pico_base, experts, evaluator=THREADS)), folder / "run", Display())
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_any_number_of_workers_gives_the_same_bytes(
     workers: int, local: Finished, pico_base: Path, experts: list[Path], tmp_path: Path
 ) -> None:
@@ -74,6 +76,7 @@ def test_a_driver_that_dies_is_resumed_on_any_number_of_workers(
     assert births == [event for event in Ledger(local.folder / "ledger.jsonl").events() if event["event"] == "birth"]
 
 
+@pytest.mark.slow
 def test_a_run_on_workers_goes_on_without_them(
     local: Finished, pico_base: Path, experts: list[Path], tmp_path: Path
 ) -> None:
