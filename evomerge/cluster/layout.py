@@ -66,20 +66,22 @@ def lay_out(nodes: Sequence[Node], workers: int | None, gpus: float, threads: in
     Raises:
         RunError: there are not so many GPUs.
     """
-    room = sum(_room(node.gpus, gpus) if gpus else max(1, int(node.cpus // threads)) for node in nodes)
-    if gpus and (workers or 1) > room:
-        has = ", ".join(f"{node.address}: {node.gpus:g}" for node in nodes)
+    # A head node may have neither GPUs nor cores for workers.
+    able = [node for node in nodes if (node.gpus if gpus else node.cpus)]
+    room = sum(_room(node.gpus, gpus) if gpus else max(1, int(node.cpus // threads)) for node in able)
+    if (gpus or not room) and (workers or 1) > room:
+        each = f"{gpus:g} GPU each" if gpus else "a core each"
+        has = ", ".join(f"{node.address}: {node.gpus if gpus else node.cpus:g}" for node in nodes)
         raise RunError(
-            f"the cluster has room for {room} workers with {gpus:g} GPU each, {workers or 1} are asked for",
-            where=f"evaluator.workers (GPUs by node: {has})",
+            f"the cluster has room for {room} workers with {each}, {workers or 1} are asked for",
+            where=f"evaluator.workers ({'GPUs' if gpus else 'cores'} by node: {has})",
             fix="Ask for fewer `workers`, for less than one GPU each (`gpus_per_worker: 0.5`), or add nodes.",
         )
     count = workers or room
-    cores = sum(node.cpus for node in nodes)
     # More workers than cores are slow, not wrong: those who wait for something need none.
-    fits = sum(int(node.cpus // threads) for node in nodes)
-    share = threads if count <= fits else math.floor(1e4 * min(node.cpus for node in nodes) * len(nodes) / count) / 1e4
-    return Layout(tuple(nodes), count, gpus, min(share, cores) if not gpus else min(share, 1.0))
+    fits = sum(int(node.cpus // threads) for node in able)
+    share = threads if count <= fits else math.floor(1e4 * min(node.cpus for node in able) * len(able) / count) / 1e4
+    return Layout(tuple(nodes), count, gpus, min(share, 1.0) if gpus else share)
 
 
 def _room(gpus: float, each: float) -> int:

@@ -69,20 +69,20 @@ class RayPool:
     def run(self, work: Work, take: Callable[[], Item | None]) -> Iterator[tuple[Item, Any]]:
         """Work until nothing is left; see ``Pool.run``."""
         name, parcel = self._sent(work)
-        heat = _Heat(take, self._tell)
+        backlog = _Backlog(take, self._tell)
         seen = time.monotonic()
         try:
             while True:
                 for slot in self._slots.all:
-                    if slot.stage == "ready" and slot.awaited is None and (item := slot.item or heat.next()):
+                    if slot.stage == "ready" and slot.awaited is None and (item := slot.item or backlog.next()):
                         slot.item = item
                         slot.asks(slot.actor.work.remote(name, parcel, item.value))
-                if not heat.left(self._slots.all):
+                if not backlog.left(self._slots.all):
                     return
                 for slot in self._slots.heard(_TICK):
-                    yield from self._settle(slot, heat)
+                    yield from self._settle(slot, backlog)
                 for slot in self._slots.all:
-                    yield from self._clock(slot, heat)
+                    yield from self._clock(slot, backlog)
                 seen = time.monotonic() if self._slots.living() else seen
                 if time.monotonic() - seen > self._patience or all(slot.stage == "gone" for slot in self._slots.all):
                     raise self._slots.hopeless(time.monotonic() - seen)
@@ -94,7 +94,7 @@ class RayPool:
         """Stop all workers."""
         self._slots.stop()
 
-    def _settle(self, slot: Slot, heat: _Heat) -> Iterator[tuple[Item, Any]]:
+    def _settle(self, slot: Slot, backlog: _Backlog) -> Iterator[tuple[Item, Any]]:
         """Yield what a worker has done, or nothing."""
         if slot.stage != "ready":
             self._slots.advance(slot)
@@ -106,18 +106,18 @@ class RayPool:
             slot.item, slot.deaths = None, 0
             if item is not None:
                 yield item, said
-        elif item is not None and (lost := heat.died(item)):
+        elif item is not None and (lost := backlog.died(item)):
             slot.item = None
             yield item, lost
 
-    def _clock(self, slot: Slot, heat: _Heat) -> Iterator[tuple[Item, Any]]:
+    def _clock(self, slot: Slot, backlog: _Backlog) -> Iterator[tuple[Item, Any]]:
         """Stop who is late, and give what a dead worker was at to another."""
         item, took = slot.item, time.monotonic() - slot.since
         if item is None:
             return
         if slot.stage == "gone" or (slot.stage == "placing" and took > self._placing):
             slot.item = None
-            heat.back.append(item)
+            backlog.returned.append(item)
         elif slot.stage == "ready" and slot.awaited is not None and item.limit is not None and took > item.limit:
             slot.item = None
             message = f"it did not answer for {item.limit:g} s"
@@ -133,21 +133,21 @@ class RayPool:
         return name, parcel
 
 
-class _Heat:
+class _Backlog:
     """What is left of the items of one ``run``.
 
     Attributes:
-        back: items to be given out again.
+        returned: items to be given out again.
     """
 
     def __init__(self, take: Callable[[], Item | None], tell: Tell) -> None:
         self._take, self._tell = take, tell
         self._deaths: Counter[int] = Counter()
-        self.back: deque[Item] = deque()
+        self.returned: deque[Item] = deque()
 
     def next(self) -> Item | None:
         """Return the next item, if there is one now."""
-        return self.back.popleft() if self.back else self._take()
+        return self.returned.popleft() if self.returned else self._take()
 
     def left(self, slots: list[Slot]) -> bool:
         """Return whether anybody is at something, or something waits for somebody."""
@@ -155,8 +155,8 @@ class _Heat:
             return True
         # Nobody may be ready to take what there is.
         if (item := self.next()) is not None:
-            self.back.append(item)
-        return bool(self.back)
+            self.returned.append(item)
+        return bool(self.returned)
 
     def died(self, item: Item) -> Lost | None:
         """Take note that a worker died at an item; return ``Lost`` if it is not tried again."""

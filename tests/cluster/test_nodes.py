@@ -141,6 +141,9 @@ ONE = Node("a", 8, 0)
         ([Node("a", 8, 4)], None, 1, 1, (4, 1)),
         ([Node("a", 8, 4), Node("b", 8, 3)], None, 0.5, 1, (14, 1)),
         ([Node("a", 8, 3)], None, 2, 1, (1, 1)),
+        ([Node("head", 0, 0), ONE, ONE], None, 0, 8, (2, 8)),
+        ([Node("head", 0, 0), ONE], 16, 0, 1, (16, 0.5)),
+        ([Node("head", 0, 0), Node("a", 8, 4)], 4, 1, 2, (4, 1)),
         ([Node("a", 2, 8)], None, 0.25, 1, (32, 0.0625)),
     ],
 )
@@ -162,6 +165,13 @@ def test_more_gpus_than_there_are_is_an_error() -> None:
 def test_no_gpu_at_all_is_an_error_even_if_nobody_says_how_many() -> None:
     with pytest.raises(RunError, match="room for 0 workers with 1 GPU each, 1 are asked for"):
         lay_out([ONE], None, 1, 1)
+
+
+def test_a_cluster_without_cores_is_an_error() -> None:
+    with pytest.raises(RunError) as caught:
+        lay_out([Node("head", 0, 0)], 2, 0, 1)
+    assert caught.value.cause == "the cluster has room for 0 workers with a core each, 2 are asked for"
+    assert caught.value.where == "evaluator.workers (cores by node: head: 0)"
 
 
 def test_a_layout_in_words() -> None:
