@@ -43,6 +43,21 @@ class Watch(Protocol):
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How far a search came, what the run has spent, and why it ended there."""
+
+    state: State
+    account: Account
+    reason: str
+
+    def record(self, folder: RunFolder) -> None:
+        """Write into the ledger that the run ends here."""
+        spent = self.account.spent
+        event = {"event": "stop", "generation": self.state.generation, "reason": self.reason}
+        folder.ledger.record(event | {"examples": spent.examples, "tokens": spent.tokens}, {"seconds": spent.seconds})
+
+
+@dataclass(frozen=True)
 class Search:
     """A strategy and what it needs to run, generation by generation.
 
@@ -56,6 +71,7 @@ class Search:
         key: the root of all randomness.
         publish: called with the state after every generation.
         race: scores births on the rows that it takes to know who is better; by default everybody on all.
+        arrivals: who is born first instead of those whom the strategy would ask for: a new expert and its children.
     """
 
     strategy: Strategy
@@ -67,24 +83,29 @@ class Search:
     key: Key
     publish: Callable[[State], None]
     race: Race | None = None
+    arrivals: Births | None = None
 
     def run(self, folder: RunFolder, watch: Watch) -> State:
-        """Search until a stopping rule holds; each generation ends with a checkpoint. Return the last state."""
-        state = folder.latest() or empty_state(self.space.dimension)
+        """Search until a stopping rule holds, say so in the ledger, and return the last state."""
+        ended = self.proceed(folder, watch)
+        ended.record(folder)
+        return ended.state
+
+    def proceed(self, folder: RunFolder, watch: Watch, state: State | None = None) -> Ended:
+        """Search until a stopping rule holds, from a state or the latest; each generation ends with a checkpoint."""
+        state = state or folder.latest() or empty_state(self.space.dimension)
         account = Account.of(folder.ledger, state.generation)
         if state.best:
             self.publish(state)
-        state, account, reason = self.course(state, account, folder, watch)
-        total = account.spent
-        event = {"event": "stop", "generation": state.generation, "reason": reason}
-        folder.ledger.record(event | {"examples": total.examples, "tokens": total.tokens}, {"seconds": total.seconds})
-        return state
+        return Ended(*self.course(state, account, folder, watch))
 
     def course(self, state: State, account: Account, folder: RunFolder, watch: Watch) -> tuple[State, Account, str]:
         """Ask, score and tell until it ends; return the last state, what was spent, and why it ended."""
+        arrivals = self.arrivals
         while (reason := self.stops(state, account)) is None:
             key = self.key.at("generation", state.generation + 1)
-            births = self.strategy.ask(state, key) if state.best else self.strategy.init(key)
+            births = arrivals or (self.strategy.ask(state, key) if state.best else self.strategy.init(key))
+            arrivals = None
             if births is None:
                 return state, account, EXHAUSTED
             state, account = self._generation(state, births, key, account, folder, watch)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from evomerge.checkpoint.run import BASES
+from evomerge.checkpoint.ledger import Ledger
 from evomerge.checkpoint.snapshot import load_latest
 from evomerge.checkpoint.store import GenomeStore
 from evomerge.cluster.pool import Lost, Pool, each, in_order
@@ -24,12 +24,13 @@ from evomerge.evaluation.model import Model, load_base
 from evomerge.experts.adapter import read_adapter
 from evomerge.experts.base import resolve_base
 from evomerge.experts.pool import load_pool
+from evomerge.growth import build_stage
 from evomerge.launch import read_recipe
 from evomerge.oneshot.model_views import read_model_view, write_view
 from evomerge.oneshot.request import is_full_model
 from evomerge.oneshot.views import read_view
 from evomerge.outputs import fittest
-from evomerge.recipe.build import build, load_fitness
+from evomerge.recipe.build import load_fitness
 from evomerge.recipe.evaluators import Stage, local_evaluator
 from evomerge.recipe.schema import TaskSpec
 from evomerge.recipe.workers import everywhere, open_workers, working
@@ -131,12 +132,12 @@ def score_ensemble_of(
     recipe = read_recipe(run)
     if fitness:
         recipe = recipe.model_copy(update={"fitness": tuple(map(TaskSpec.model_validate, fitness))})
-    setup = build(recipe, bases=run / BASES)
-    if problems := check_ensemble(setup.fitness):
-        raise Problems(problems)
     loaded = load_latest(run, GenomeStore(run / "genomes"))
     if loaded is None:
         raise RunError("the run has no snapshot yet", where=str(run), fix=f"`evomerge resume {run}` goes on with it.")
+    setup = build_stage(recipe, run, Ledger(run / "ledger.jsonl").events(), loaded.state.generation)
+    if problems := check_ensemble(setup.fitness):
+        raise Problems(problems)
     rows = fittest(loaded.state, size)
     evaluator = local_evaluator(setup.recipe, setup.space)
     (outcome,) = evaluator.together(loaded.state.population[rows], setup.fitness, split, combine).outcomes

@@ -22,12 +22,11 @@ from evomerge.errors import FitnessError, RecipeError, RunError
 from evomerge.evaluation.evaluator import alone
 from evomerge.evaluation.objective import Objective, references_of, weighted_sum
 from evomerge.keys import Key
-from evomerge.launch import recipe_text
 from evomerge.oneshot.run import check_output
 from evomerge.outputs import write_adapter
 from evomerge.recipe.build import Setup, build, resolve
 from evomerge.recipe.evaluators import local_evaluator
-from evomerge.recipe.load import load_recipe
+from evomerge.recipe.load import load_recipe, recipe_text
 from evomerge.recipe.schema import Recipe
 from evomerge.registry import Registry
 from evomerge.shipped import find

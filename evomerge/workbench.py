@@ -9,7 +9,6 @@ from typing import Any
 
 from evomerge.checkpoint.ledger import Ledger
 from evomerge.checkpoint.lock import run_lock
-from evomerge.checkpoint.run import BASES
 from evomerge.checkpoint.store import GenomeStore
 from evomerge.errors import RecipeError, RunError, did_you_mean
 from evomerge.evaluation.model import load_base
@@ -18,14 +17,16 @@ from evomerge.experts.base import resolve_base
 from evomerge.experts.full import model_folder, read_full
 from evomerge.experts.into_base import write_merged
 from evomerge.experts.save import save_adapter
+from evomerge.growth import build_stage
 from evomerge.keys import Key
-from evomerge.launch import read_recipe, recipe_text
+from evomerge.launch import read_recipe
 from evomerge.oneshot.model_views import read_model_view, write_view
 from evomerge.oneshot.request import is_full_model
 from evomerge.oneshot.run import check_output
 from evomerge.oneshot.views import read_view
 from evomerge.outputs import write_adapter
-from evomerge.recipe.build import Setup, build, load_spec, resolve_evaluator
+from evomerge.recipe.build import Setup, load_spec, resolve_evaluator
+from evomerge.recipe.load import recipe_text
 from evomerge.recipe.schema import Recipe, TaskSpec
 from evomerge.recipe.workers import everywhere, open_workers
 from evomerge.spaces.base import Exported
@@ -126,8 +127,9 @@ def export(run: Path, name: str, output: Path, *, rank: int | None = None, merge
     check_output(output)
     recipe = read_recipe(run)
     report = recipe.report.model_copy(update={"rank": rank})
-    setup = build(recipe.model_copy(update={"report": report}), bases=run / BASES)
     individual = find_individual(run, name)
+    events = Ledger(run / "ledger.jsonl").events()
+    setup = build_stage(recipe.model_copy(update={"report": report}), run, events, individual.born)
     genome = GenomeStore(run / "genomes").get(individual.digest)
     exported = setup.space.export(genome, rank)
     if merged:

@@ -28,8 +28,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("stop", "oneshot"),
     ("plan", "engine"),
     ("outputs", "steady"),
+    ("prepare", "growth"),
     ("launch",),
-    ("workbench", "toolbox", "statistics_run", "score_run"),
+    ("workbench", "toolbox", "statistics_run", "score_run", "studies"),
     ("cli", "testing"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

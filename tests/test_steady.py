@@ -23,7 +23,8 @@ from evomerge.evaluation.fitness import Fitness
 from evomerge.keys import Key
 from evomerge.launch import launch, resume
 from evomerge.plan import Plan
-from evomerge.recipe.build import build, check_steady, resolve
+from evomerge.recipe.build import build, resolve
+from evomerge.recipe.checks import check_steady
 from evomerge.recipe.load import load_recipe, parse_recipe
 from evomerge.steady import Steady
 from evomerge.stop import Cost, Stop

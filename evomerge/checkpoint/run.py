@@ -24,7 +24,6 @@ from evomerge.versions import versions
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
 ENVIRONMENT = "environment.json"
-BASES = "bases.safetensors"
 
 
 class RunFolder:
@@ -60,21 +59,29 @@ def refuse_existing(path: Path) -> None:
         )
 
 
-def create(path: Path, recipe_text: str, manifest: Mapping[str, Any], space: GenomeSpace) -> None:
-    """Make the folder of a new run; the manifest comes last, so that a folder with one is whole."""
+def bases_file(path: Path, experts: int | None = None) -> Path:
+    """Return where a run keeps the bases of its space; of a pool that grows, while it had so many experts."""
+    return path / ("bases.safetensors" if experts is None else f"bases-{experts}.safetensors")
+
+
+def create(path: Path, recipe_text: str, manifest: Mapping[str, Any], space: GenomeSpace | None) -> None:
+    """Make the folder of a new run; the manifest comes last, so that a folder with one is whole.
+
+    The space of a pool that grows is kept when it is known who begins.
+    """
     refuse_existing(path)
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / RECIPE, recipe_text)
     if isinstance(space, Subspace):
-        space.save(path / BASES)
+        space.save(bases_file(path))
     write_json(path / ENVIRONMENT, environment())
     write_json(path / MANIFEST, manifest)
 
 
 def discard(path: Path) -> None:
     """Forget a run that could not start; the manifest goes first, so that no half a run is left."""
-    for name in (MANIFEST, "ledger.jsonl", "outcomes.jsonl", BASES):
-        (path / name).unlink(missing_ok=True)
+    for file in (path / MANIFEST, path / "ledger.jsonl", path / "outcomes.jsonl", *path.glob("bases*.safetensors")):
+        file.unlink(missing_ok=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

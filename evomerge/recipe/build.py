@@ -20,7 +20,8 @@ from evomerge.experts.base import must_fetch, resolve_base
 from evomerge.experts.pool import Pool, load_pool
 from evomerge.keys import Key
 from evomerge.memory import available_memory, check_memory
-from evomerge.recipe.load import operators, recipe_data
+from evomerge.recipe.checks import check_merges, check_together
+from evomerge.recipe.entry import Entrants, Stage
 from evomerge.recipe.operators import registry_at
 from evomerge.recipe.schema import WHERE, EvaluatorSpec, Recipe, StrategySpec, TaskSpec
 from evomerge.spaces import Subspace, build_space
@@ -31,7 +32,6 @@ from evomerge.strategies.base import Context, Experts, Strategy
 from evomerge.types import digest_json
 from evomerge.userfile import UserOperator, absolute
 from evomerge.variation.hooks.apply import Hook, bind_hook
-from evomerge.variation.merge import MERGES
 
 T = TypeVar("T")
 # What a generation holds, as a multiple of the living: themselves, births, survivors.
@@ -44,7 +44,10 @@ _WORN = 8
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run needs, built and checked; only the base model is not loaded yet."""
+    """What a run needs, built and checked; only the base model is not loaded yet.
+
+    Where the recipe has a `pool:`, the pool here is who of its experts is in, and ``entrants`` knows the others.
+    """
 
     recipe: Recipe
     fitness: Fitness
@@ -53,6 +56,12 @@ class Setup:
     experts: Experts
     strategy: Strategy
     hooks: tuple[Hook, ...] = ()
+    entrants: Entrants | None = None
+
+    @property
+    def candidates(self) -> Pool:
+        """Return all experts of the recipe, those who are not in too."""
+        return self.entrants.candidates if self.entrants else self.pool
 
     @property
     def key(self) -> Key:
@@ -131,13 +140,22 @@ def _places(spec: TaskSpec) -> dict[str, str]:
     return {"file": _absolute(spec.file), **found}
 
 
-def build(recipe: Recipe, progress: Callable[[str], None] | None = None, *, bases: Path | None = None) -> Setup:
+def build(
+    recipe: Recipe,
+    progress: Callable[[str], None] | None = None,
+    *,
+    bases: Path | None = None,
+    stage: Stage | None = None,
+    before: GenomeSpace | None = None,
+) -> Setup:
     """Build everything but the base model.
 
     Args:
         recipe: resolved.
         progress: hears what takes long.
         bases: file with the bases of a run's subspace, if there is one: its genomes are coordinates in them.
+        stage: how far the recipe's pool has grown; by default it is at the beginning.
+        before: the space of the stage before, which this one's extends.
 
     Raises:
         Problems: everything that is wrong with fitness, experts and base, at once.
@@ -156,7 +174,11 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None, *, base
         base = _collect(problems, lambda: str(resolve_base(recipe.base, progress)))
     if pool and base:
         pool = _collect(problems, lambda: load_pool(recipe.experts, base))
-    space = _collect(problems, lambda: _space(recipe, pool, bases)) if pool else None
+    entrants = None
+    if pool and recipe.pool:
+        entrants = _collect(problems, partial(Entrants.of, pool, recipe.pool, stage))
+        pool = entrants.inside if entrants else None
+    space = _collect(problems, lambda: _space(recipe, pool, entrants, bases, before)) if pool else None
     _collect(problems, lambda: check_merges(recipe))
     if problems or fitness is None or pool is None or space is None:
         raise Problems(problems)
@@ -164,16 +186,17 @@ def build(recipe: Recipe, progress: Callable[[str], None] | None = None, *, base
     genomes = _encoded(space, pool, bases)
     experts = Experts(pool.names, genomes)
     strategy = build_strategy(recipe, Context(space, experts, hooks))
-    if recipe.racing:
-        check_racing(recipe, strategy)
-    if recipe.mode == "steady":
-        check_steady(recipe, strategy)
+    check_together(recipe, strategy)
     _check_room(_COPIES * strategy.population, space, f"A population of {strategy.population}")
-    return Setup(_with_group(recipe, space, strategy), fitness, pool, space, experts, strategy, hooks)
+    return Setup(_with_group(recipe, space, strategy), fitness, pool, space, experts, strategy, hooks, entrants)
 
 
-def _space(recipe: Recipe, pool: Pool, bases: Path | None) -> GenomeSpace:
-    return Subspace.load(bases) if bases and bases.is_file() else build_space(recipe.space.name, pool)
+def _space(
+    recipe: Recipe, pool: Pool, entrants: Entrants | None, bases: Path | None, before: GenomeSpace | None
+) -> GenomeSpace:
+    if bases and bases.is_file():
+        return Subspace.load(bases)
+    return entrants.space(recipe.space.name, before) if entrants else build_space(recipe.space.name, pool)
 
 
 def _encoded(space: GenomeSpace, pool: Pool, bases: Path | None) -> torch.Tensor:
@@ -222,46 +245,6 @@ def load_fitness(specs: Iterable[TaskSpec]) -> Fitness:
     if problems:
         raise Problems(problems)
     return build_fitness(task for task in tasks if task is not None)
-
-
-def check_merges(recipe: Recipe) -> None:
-    """Raise ``Problems`` with every merge of a recipe that means nothing in its space."""
-    problems = []
-    for place, spec in operators(recipe_data(recipe)):
-        if registry_at(place) is not MERGES:
-            continue
-        try:
-            MERGES[spec.name].check_space(recipe.space.name)
-        except RecipeError as error:
-            where = ".".join(map(str, (*place, "name")))
-            problems.append(RecipeError(error.cause, where=where, fix=error.fix))
-    if problems:
-        raise Problems(problems)
-
-
-def check_racing(recipe: Recipe, strategy: Strategy) -> None:
-    """Raise ``RecipeError`` if objective or strategy need everybody's score on all rows."""
-    cause, objective = "", recipe.objective
-    if not getattr(strategy, "races", True):
-        cause = f"the strategy {recipe.strategy.name!r} needs everybody's score on all rows"
-    elif objective.name != "weighted_sum" or objective.normalize != "none":
-        said = objective.text if objective.normalize == "none" else f"normalize: {objective.normalize}"
-        cause = f"races estimate the weighted mean of the tasks, and the objective is {said}"
-    if cause:
-        raise RecipeError(cause, where="racing", fix="Take `racing:` out of the recipe, or change that.")
-
-
-def check_steady(recipe: Recipe, strategy: Strategy) -> None:
-    """Raise ``RecipeError`` if births cannot be told group by group."""
-    cause, fix = "", "Take `mode: steady` out of the recipe, or"
-    if not getattr(strategy, "steady", False):
-        cause = f"the strategy {recipe.strategy.name!r} needs a whole generation's births, in their order"
-        allowed = [name for name in STRATEGIES if getattr(STRATEGIES[name].function, "steady", False)]
-        fix += f" use one of the strategies {', '.join(allowed)}."
-    elif recipe.racing:
-        cause, fix = "a race is run by the births of a whole generation", f"{fix} `racing:`."
-    if cause:
-        raise RecipeError(cause, where="mode", fix=fix)
 
 
 def load_hooks(recipe: Recipe) -> tuple[Hook, ...]:

@@ -124,6 +124,11 @@ def recipe_data(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude_none=True)
 
 
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe as YAML; reading it gives an equal recipe."""
+    return yaml.safe_dump(recipe_data(recipe), sort_keys=False, allow_unicode=True)
+
+
 def operators(data: Any, part: Any = Recipe, place: Place = ()) -> Iterator[tuple[Place, OperatorSpec]]:
     """Yield every operator that a recipe's data name, and its place; what is wrong around it is passed over."""
     if isinstance(data, list | tuple):

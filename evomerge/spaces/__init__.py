@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 
 from evomerge.errors import RecipeError, did_you_mean
 from evomerge.experts.pool import Pool
-from evomerge.spaces.base import Exported, GenomeSpace
+from evomerge.spaces.base import Exported, GenomeSpace, embed
 from evomerge.spaces.deltas import DenseSpace
 from evomerge.spaces.factors import FactorSpace
 from evomerge.spaces.subspace import Subspace
 
-__all__ = ["SPACES", "DenseSpace", "Exported", "FactorSpace", "GenomeSpace", "Subspace", "build_space"]
+__all__ = ["SPACES", "DenseSpace", "Exported", "FactorSpace", "GenomeSpace", "Subspace", "build_space", "embed"]
 
 SPACES: Mapping[str, Callable[[Pool], GenomeSpace]] = {
     "dense": DenseSpace.of,

@@ -128,6 +128,26 @@ def split(genome: Tensor, segments: tuple[Segment, ...]) -> dict[str, Tensor]:
     return {s.name: genome[s.start : s.stop].view(s.shape) for s in segments}
 
 
+def embed(genomes: Tensor, small: tuple[Segment, ...], large: tuple[Segment, ...]) -> Tensor:
+    """Return genomes ``[n, d]`` of a space in one that extends it, ``[n, d']``: the same delta-W, exactly.
+
+    A segment becomes the upper left corner of the one of its name; the rest is zero.
+
+    Raises:
+        ValueError: a segment has no place there.
+    """
+    places = {segment.name: segment for segment in large}
+    result = torch.zeros(len(genomes), large[-1].stop)
+    for segment in small:
+        place = places.get(segment.name)
+        if place is None or any(few > many for few, many in zip(segment.shape, place.shape, strict=True)):
+            raise ValueError(f"{segment} has no place in {place}")
+        block = result[:, place.start : place.stop].view(-1, *place.shape)
+        corner = tuple(slice(size) for size in segment.shape)
+        block[(slice(None), *corner)] = genomes[:, segment.start : segment.stop].view(-1, *segment.shape)
+    return result
+
+
 def lay_out(shapes: Mapping[str, tuple[int, int]]) -> tuple[Segment, ...]:
     """Return segments of these shapes, one after the other."""
     segments, start = [], 0

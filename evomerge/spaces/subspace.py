@@ -48,16 +48,27 @@ class Subspace:
         Raises:
             ExpertError: no expert changes anything.
         """
-        bases = {}
-        for module in pool.modules:
-            experts = [adapter.factors[module] for adapter in pool.adapters if module in adapter.factors]
-            basis = _basis(experts)
-            if basis is not None:
-                bases[module] = basis
-        if not bases:
+        space = cls({}).extended(pool)
+        if not space.bases:
             cause = f"No expert changes the base: every delta-W is zero ({', '.join(pool.names)})"
             raise ExpertError(cause, where="experts", fix="Train them: a new LoRA adapter starts at B = 0.")
-        return cls(bases)
+        return space
+
+    @one_thread()
+    def extended(self, pool: Pool) -> Subspace:
+        """Return the space that also spans the experts of a pool; directions of this one keep their places.
+
+        So a genome of this space is one of that space with zeros beside its cores (``embed``), exactly.
+        """
+        bases = dict(self.bases)
+        for module, (outs, ins) in pool.modules.items():
+            experts = [adapter.factors[module] for adapter in pool.adapters if module in adapter.factors]
+            U, V = bases.get(module, (torch.empty(outs, 0), torch.empty(0, ins)))
+            columns, rows = _sides(experts)
+            U, V = _widened(U, columns), _widened(V.T, rows).T.contiguous()
+            if U.shape[1] and V.shape[0]:
+                bases[module] = (U, V)
+        return Subspace(dict(sorted(bases.items())))
 
     @classmethod
     def load(cls, path: Path) -> Subspace:
@@ -159,34 +170,44 @@ class Subspace:
         return export_factors(self.factors(genome), rank)
 
 
-def _basis(experts: list[Factors]) -> tuple[Tensor, Tensor] | None:
-    """Return orthonormal ``U [out, k_u]`` and ``V [k_v, in]`` that span the experts' columns and rows.
+def _sides(experts: list[Factors]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what spans the experts' columns, ``[out, r]`` each, and their rows, ``[in, r]`` each; none of a zero one.
 
     With B = Q_B R_B, the rows of R_B A have the singular values of B A whatever the balance between A and B.
     Each expert counts relative to its own norm, so that dropping a direction costs no expert more than
     ``VANISHING`` of itself, however small it is beside the others.
     """
-    rows, columns = [], []
+    columns, rows = [], []
     for f in experts:
         A, B = f.A.double(), f.B.double()
         size = math.sqrt(squared_norm(B, A))
         if size > 0 and f.scale != 0:
-            rows.append(torch.linalg.qr(B, mode="r")[1] @ A / size)
             columns.append(B @ torch.linalg.qr(A.T, mode="r")[1].T / size)
-    if not rows:
-        return None
-    U = _span(torch.cat(columns, dim=1))
-    V = _span(torch.cat(rows).T).T
-    return U.float().contiguous(), V.float().contiguous()
+            rows.append((torch.linalg.qr(B, mode="r")[1] @ A / size).T)
+    return columns, rows
 
 
-def _span(M: Tensor) -> Tensor:
-    """Return an orthonormal basis ``[n, k]`` of the columns of ``M [n, m]``, vanishing directions dropped."""
+def _widened(basis: Tensor, sides: list[Tensor]) -> Tensor:
+    """Return an orthonormal basis ``[n, k]`` with the directions of ``sides`` that it lacks behind its own columns."""
+    if not sides:
+        return basis
+    M, known = torch.cat(sides, dim=1), basis.double()
+    largest = float(torch.linalg.matrix_norm(M, ord=2))
+    for _ in range(2 if known.shape[1] else 0):  # once leaves what rounding makes of the part that is known
+        M = M - known @ (known.T @ M)
+    return torch.cat([basis, _span(M, largest).float()], dim=1).contiguous()
+
+
+def _span(M: Tensor, largest: float) -> Tensor:
+    """Return an orthonormal basis ``[n, k]`` of the columns of ``M [n, m]``, but for directions that vanish beside
+    ``largest``."""
     Q, R = torch.linalg.qr(M)
     left, S, _ = torch.linalg.svd(R)
-    kept = int((S / S[0] > VANISHING).sum())
+    kept = int((S / largest > VANISHING).sum())
     basis = Q @ left[:, :kept]
+    if not kept:
+        return basis
     # LAPACK leaves each vector's sign open; fixing it makes the coordinates the same on more machines.
-    largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
-    signed: Tensor = basis * largest.sign()
+    furthest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+    signed: Tensor = basis * furthest.sign()
     return signed

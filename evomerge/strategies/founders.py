@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations, islice
 from typing import Literal
 
@@ -57,6 +58,34 @@ def found(context: Context, spec: FoundersSpec, population: int, key: Key) -> Bi
         names = [experts.names[i] for i in pair]
         details = {"names": names, "weights": weights.tolist(), **context.hooks_record()}
         origins.append(Origin("pair", digests, details))
+    return Births(torch.stack(rows), tuple(origins))
+
+
+def arrive(
+    context: Context,
+    spec: FoundersSpec,
+    newcomer: tuple[str, torch.Tensor],
+    partners: Sequence[tuple[str, torch.Tensor]],
+    key: Key,
+) -> Births:
+    """Return a new expert, and its merges with some of the living as pairs of founders are merged.
+
+    Args:
+        context: of the run.
+        spec: how pairs are weighted and merged.
+        newcomer: its name and genome ``[d]``.
+        partners: digest and genome of each.
+        key: of these births.
+    """
+    name, genome = newcomer
+    merge, digest = context.merge(spec.merge), digest_tensor(genome)
+    rows, origins = [genome], [Origin("expert", details={"name": name})]
+    for number, (partner, other) in enumerate(partners):
+        at = key.at(number)
+        weights = _pair_weights(spec.weights, at.at("weights"))
+        rows.append(merge(torch.stack([genome, other]), weights, context.segments, at.at("merge")))
+        details = {"weights": weights.tolist(), **context.hooks_record()}
+        origins.append(Origin("pair", (digest, partner), details))
     return Births(torch.stack(rows), tuple(origins))
 
 

@@ -10,9 +10,8 @@ import pytest
 from evomerge.errors import EvomergeError, FitnessError, Problems
 from evomerge.evaluation.fitness import load_task
 from evomerge.evaluation.plugin import TASK_KEYS
-from evomerge.launch import recipe_text
 from evomerge.recipe.build import load_fitness, resolve
-from evomerge.recipe.load import parse_recipe
+from evomerge.recipe.load import parse_recipe, recipe_text
 from evomerge.recipe.merge import MergeRecipe
 from evomerge.recipe.schema import TaskSpec, task_data
 from evomerge.types import Score

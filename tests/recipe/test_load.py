@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from evomerge.errors import EvomergeError, Problems, RecipeError
-from evomerge.launch import recipe_text
-from evomerge.recipe.load import load_recipe, operators, parse_recipe
+from evomerge.recipe.load import load_recipe, operators, parse_recipe, recipe_text
 from evomerge.recipe.schema import SpaceSpec, StopSpec, StrategySpec
 from evomerge.shipped import find
 from evomerge.spaces import SPACES

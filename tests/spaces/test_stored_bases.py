@@ -47,7 +47,7 @@ def test_a_run_goes_on_where_linear_algebra_gives_other_signs(
     recipe.write_text(recipe.read_text().replace("generations: 1", "generations: 3"))
     built: list[Any] = []
     span = subspace._span
-    monkeypatch.setattr(subspace, "_span", lambda M: built.append(M) or -span(M))
+    monkeypatch.setattr(subspace, "_span", lambda M, largest: built.append(M) or -span(M, largest))
     found = resume(tmp_path / "run", Display(), allow_changes=True)
     assert not built
     assert found.state.digest == whole.state.digest

@@ -1,0 +1,106 @@
+"""Which experts of a recipe's pool are in: all of them, or those whose entry pays (Theorem 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import reduce
+
+from evomerge.experts.entry import Judgement, entry, judge, order_of
+from evomerge.experts.gram import Gram, gram
+from evomerge.experts.pool import Pool
+from evomerge.recipe.schema import PoolSpec
+from evomerge.spaces import GenomeSpace, Subspace, build_space
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a pool has grown: its experts' names in their order of entry, and how many are in.
+
+    ``None`` for as many as the recipe begins with.
+    """
+
+    order: tuple[str, ...]
+    admitted: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Entrants:
+    """The experts of a recipe that has a `pool:`, and who of them is in.
+
+    Attributes:
+        candidates: all experts, in their order of entry.
+        gram: their inner products, in that order.
+        spec: the rule.
+        admitted: so many of the first are in.
+    """
+
+    candidates: Pool
+    gram: Gram
+    spec: PoolSpec
+    admitted: int
+
+    @classmethod
+    def of(cls, pool: Pool, spec: PoolSpec, stage: Stage | None = None) -> Entrants:
+        """Return who is in at a stage, or at the beginning; an order by fitness that nobody knows is the one given."""
+        products = gram(pool.adapters, spec.inner)
+        if stage is None:
+            rows = list(order_of(products, "given" if spec.order == "fitness" else spec.order))
+        else:
+            rows = [pool.names.index(name) for name in stage.order]
+        candidates = replace(pool, adapters=tuple(pool.adapters[row] for row in rows))
+        names = candidates.names
+        ordered = Gram(names, products.products[rows][:, rows], products.size)
+        if stage is not None and stage.admitted is not None:
+            admitted = stage.admitted
+        elif spec.grow == "upfront":
+            stop = spec.stop
+            admitted = entry(ordered, range(len(names)), spec.start, stop.min_drop, stop.relative).admitted
+        else:
+            admitted = min(spec.start, len(names))
+        return cls(candidates, ordered, spec, admitted)
+
+    @property
+    def stage(self) -> Stage:
+        """Return how far the pool has grown."""
+        return Stage(self.candidates.names, self.admitted)
+
+    @property
+    def inside(self) -> Pool:
+        """Return the pool of those who are in."""
+        return self._first(self.admitted)
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Return the names of those who are not."""
+        return self.candidates.names[self.admitted :]
+
+    def next(self) -> Judgement | None:
+        """Return whether the next expert is worth admitting; ``None`` if nobody waits."""
+        if not self.waiting:
+            return None
+        stop = self.spec.stop
+        return judge(self.gram, range(self.admitted), self.admitted, stop.min_drop, stop.relative)
+
+    def space(self, name: str, before: GenomeSpace | None = None) -> GenomeSpace:
+        """Return the genome space of those who are in, its coordinates in the order in which they came.
+
+        Args:
+            name: of the space.
+            before: the space of all but the last of them, which it extends; by default it is built from the start.
+        """
+        if name != "subspace" or self.spec.grow == "upfront":
+            return build_space(name, self.inside)
+        newest = replace(self.candidates, adapters=(self.candidates.adapters[self.admitted - 1],))
+        if isinstance(before, Subspace):
+            return before.extended(newest)
+        first = min(self.spec.start, self.admitted)
+        later = (replace(newest, adapters=(adapter,)) for adapter in self.inside.adapters[first:])
+        widen: Callable[[Subspace, Pool], Subspace] = Subspace.extended
+        return reduce(widen, later, Subspace.of(self._first(first)))
+
+    def _first(self, count: int) -> Pool:
+        adapters = self.candidates.adapters[:count]
+        modules = {module for adapter in adapters for module in adapter.factors}
+        shapes = {module: shape for module, shape in self.candidates.modules.items() if module in modules}
+        return Pool(adapters, self.candidates.base, shapes)
