@@ -7,6 +7,7 @@ Parameters:
     data: hub name, or a folder with {train,valid,test}.jsonl of `text`, or of plain texts (`valid.txt`, `valid/*.txt`).
     search, final: the most documents of either split.
     window, stride: tokens of a window, and between the ends of two; see `evomerge.Perplexity`.
+    limit: only the first so many tokens of a document are scored.
 """
 
 from evomerge import Data, Perplexity
@@ -20,6 +21,7 @@ def fitness(
     final: int = 100,
     window: Count | None = None,
     stride: Count | None = None,
+    limit: Count | None = None,
 ) -> Perplexity:
     rows = Data.of(
         data,
@@ -29,4 +31,4 @@ def fitness(
         config="wikitext-2-raw-v1",
         convert=lambda row: {"text": row["page"]},
     )
-    return Perplexity(data=rows, window=window, stride=stride)
+    return Perplexity(data=rows, window=window, stride=stride, limit=limit)

@@ -70,6 +70,19 @@ def prompt_tokens(tokenizer: Any, text: str) -> list[int]:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token) else ids
 
 
+def start_token(tokenizer: Any) -> int:
+    """Return the token that a text with nothing before it begins with: the start token, or else the end token.
+
+    Raises:
+        FitnessError: the tokenizer has neither.
+    """
+    start: int | None = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        cause = "the tokenizer has neither a start nor an end token for a document to begin with"
+        raise FitnessError(cause, where="tokenizer", fix="Set its `bos_token`.")
+    return start
+
+
 class Model:
     """A base model that wears one individual at a time, with greedy generation and log-likelihoods.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from evomerge.evaluation.model import prompt_tokens
+from evomerge.evaluation.model import prompt_tokens, start_token
 from evomerge.keys import Key
 
 Pair = tuple[str, str]
@@ -29,6 +29,7 @@ class LoraSpec:
     batch_size: int = 16
     learning_rate: float = 5e-4
     warmup: float = 0.1
+    cutoff: int | None = None
 
 
 def attach_lora(network: Any, spec: LoraSpec, key: Key) -> Any:
@@ -64,7 +65,7 @@ def train_lora(
     weights = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=spec.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, spec.steps, spec.warmup))
-    rows = [encode(tokenizer, prompt, answer) for prompt, answer in pairs]
+    rows = [cut(*encode(tokenizer, prompt, answer), spec.cutoff) for prompt, answer in pairs]
     peft_model.train()
     loss = torch.tensor(math.nan)
     for step, batch in enumerate(epochs(len(rows), spec.batch_size, spec.steps, key.at("order"))):
@@ -99,10 +100,19 @@ def epochs(size: int, batch_size: int, steps: int, key: Key) -> Iterator[list[in
 
 
 def encode(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """Return the token ids of the prompt, and those of the answer with an end token."""
-    ids = prompt_tokens(tokenizer, prompt)
+    """Return the token ids of the prompt (the start token of an empty one), and of the answer with an end token."""
+    ids = prompt_tokens(tokenizer, prompt) if prompt else [start_token(tokenizer)]
     target: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
     return ids, [*target, tokenizer.eos_token_id]
+
+
+def cut(prompt: list[int], answer: list[int], cutoff: int | None) -> tuple[list[int], list[int]]:
+    """Return a row of ``cutoff`` tokens at most: the answer loses its end, but keeps half of them; then the prompt
+    loses its beginning."""
+    if cutoff is None:
+        return prompt, answer
+    answer = answer[: max(cutoff - len(prompt), (cutoff + 1) // 2)]
+    return prompt[max(0, len(prompt) + len(answer) - cutoff) :], answer
 
 
 def answer_loss(network: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from evomerge.errors import FitnessError
 from evomerge.evaluation.data import Data, Row
-from evomerge.evaluation.model import Model
+from evomerge.evaluation.model import Model, start_token
 from evomerge.evaluation.scorers.text import Text, check_rows, made, render
 from evomerge.types import Split
 
@@ -19,10 +19,11 @@ class Perplexity:
     """Cross-entropy in nats per token. Lower is better: give the task ``direction: minimize``.
 
     A row is a document ``x_1 .. x_n`` that knows nothing of the others. It is preceded by the tokenizer's start token
-    ``x_0`` (by its end token if it has none), which is not scored itself; every other token is scored once. A window is
-    ``w`` tokens that the model reads. Where a document has more, windows end ``s`` tokens apart, and each scores what
-    the one before has not: the first ``w`` tokens, any other ``s`` or, at the end, fewer. So after the first window a
-    token has at least ``w - s + 1`` tokens before it. With ``D`` documents, the score of one is
+    ``x_0`` (by its end token if it has none), or by a prompt, which is not scored itself; every other token is scored
+    once. A window is ``w`` tokens that the model reads. Where a document has more, windows end ``s`` tokens apart, and
+    each scores what the one before has not: the first ``w`` tokens (less the prompt's, but ``s`` at least), any other
+    ``s`` or, at the end, fewer. So after the first window a token has at least ``w - s + 1`` tokens before it. With
+    ``D`` documents, the score of one is
 
         e_d = (D / sum_d n_d) * sum_{i=1..n_d} -ln p(x_i | those before it in its window),
 
@@ -37,14 +38,19 @@ class Perplexity:
     Attributes:
         data: the documents, one a row.
         text: template or function of a row.
+        prompt: what stands before the text and is not scored: with an instruction as the prompt and its answer as the
+            text, the score is the loss that experts are trained on, but for the end token.
         window: tokens of a window; by default as many as the model can read.
         stride: tokens between the ends of windows, from 1 (most context, most work) to ``window``, the default.
+        limit: only the first so many tokens of a text are scored; by default all.
     """
 
     data: Data
     text: Text = "{text}"
+    prompt: Text | None = None
     window: int | None = None
     stride: int | None = None
+    limit: int | None = None
 
     @property
     def per_example(self) -> bool:
@@ -62,6 +68,13 @@ class Perplexity:
 
     def _fault(self, row: Row) -> None:
         made("document", self.text, row)
+        if self.prompt is not None:
+            made("prompt", self.prompt, row)
+
+    def pairs(self, split: Split) -> list[tuple[str, str]]:
+        """Return (prompt, text) of every row: what an expert of this task is trained on."""
+        rows = self.data.rows(split)
+        return [("" if self.prompt is None else render(self.prompt, row), render(self.text, row)) for row in rows]
 
     def __call__(self, model: Model, split: Split) -> list[float]:
         """Return the weighted cross-entropy of every document; their mean is that of the corpus.
@@ -70,10 +83,10 @@ class Perplexity:
             FitnessError: the tokenizer has neither start nor end token, or window and stride do not fit.
         """
         window, stride = self._sizes(model)
-        documents = [_opened(model, render(self.text, row)) for row in self.data.rows(split)]
-        pairs = [list(windows(document, window, stride)) for document in documents]
+        documents = [_document(model, *pair, self.limit) for pair in self.pairs(split)]
+        pairs = [list(windows(document, window, stride, opening)) for document, opening in documents]
         values = iter(model.loglikelihood_tokens([pair for own in pairs for pair in own]))
-        weight = len(documents) / sum(len(document) - 1 for document in documents)
+        weight = len(documents) / sum(len(document) - opening for document, opening in documents)
         return [-weight * sum(next(values) for _ in own) for own in pairs]
 
     def _sizes(self, model: Model) -> tuple[int, int]:
@@ -86,21 +99,20 @@ class Perplexity:
         return window, stride
 
 
-def windows(document: Tokens, window: int, stride: int) -> Iterator[tuple[Tokens, Tokens]]:
-    """Yield (context, tokens to score) for a document that begins with its start token; see ``Perplexity``."""
-    scored = 1
+def windows(document: Tokens, window: int, stride: int, opening: int = 1) -> Iterator[tuple[Tokens, Tokens]]:
+    """Yield (context, tokens to score) for a document whose first ``opening`` tokens are given; see ``Perplexity``."""
+    scored = opening
     while scored < len(document):
-        end = min(scored + (window if scored == 1 else stride), len(document))
+        end = min(max(scored + stride, window + 1), len(document))
         begin = max(0, end - 1 - window)  # the last token is only predicted, not read
         yield document[begin:scored], document[scored:end]
         scored = end
 
 
-def _opened(model: Model, text: str) -> Tokens:
-    """Return a document's tokens after the start token."""
-    ids, tokenizer = model.tokenize(text), model.tokenizer
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if start is None:
-        cause = "the tokenizer has neither a start nor an end token for a document to begin with"
-        raise FitnessError(cause, where="tokenizer", fix="Set its `bos_token`.")
-    return ids if ids[:1] == [start] else [start, *ids]
+def _document(model: Model, prompt: str, text: str, limit: int | None) -> tuple[Tokens, int]:
+    """Return the tokens of a prompt, or else the start token, and of the text after it; and how many are not scored."""
+    if prompt:
+        opening = model.tokenize(prompt)
+        return [*opening, *model.tokenizer(text, add_special_tokens=False)["input_ids"][:limit]], len(opening)
+    ids, start = model.tokenize(text), start_token(model.tokenizer)
+    return [start, *(ids[1:] if ids[:1] == [start] else ids)[:limit]], 1
