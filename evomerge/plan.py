@@ -41,6 +41,7 @@ class Plan:
         workers: how many groups can be scored at once.
         busy: how many of them have something to do in a generation.
         memory: the most bytes that a worker held while it scored the base, 0 if nobody knows.
+        pool: who of the experts is in and who may follow; nothing if all are.
     """
 
     experts: tuple[tuple[str, int, float], ...]
@@ -59,6 +60,7 @@ class Plan:
     workers: int = 1
     busy: int = 1
     memory: int = 0
+    pool: str = ""
 
 
 def make_plan(setup: Setup, base: Score, took: Usage, workers: int) -> Plan:
@@ -93,6 +95,7 @@ def make_plan(setup: Setup, base: Score, took: Usage, workers: int) -> Plan:
         workers=workers,
         busy=busy,
         memory=took.memory,
+        pool=setup.entrants.text if setup.entrants else "",
     )
 
 

@@ -16,11 +16,12 @@ from evomerge.cli.display import Display
 from evomerge.engine import Search
 from evomerge.errors import EvomergeError, RecipeError
 from evomerge.experts.adapter import read_adapter
+from evomerge.growth import build_stage
 from evomerge.launch import Finished, launch, read_recipe, resume
+from evomerge.recipe.build import build, resolve
 from evomerge.recipe.checks import check_growth
 from evomerge.recipe.load import load_recipe
 from evomerge.recipe.schema import RacingSpec
-from evomerge.score_run import score_ensemble_of
 from evomerge.workbench import export
 from runs import write_run
 
@@ -100,9 +101,14 @@ def test_individuals_of_every_stage_can_be_exported(whole: Finished, tmp_path: P
     assert math.sqrt(sum(squares)) == pytest.approx(first["norm"], rel=1e-5)
 
 
-def test_an_ensemble_lives_in_the_last_stage(whole: Finished) -> None:
-    with pytest.raises(EvomergeError, match="cannot be combined|answers"):
-        score_ensemble_of(whole.folder, 2, "vote", [], "search")
+def test_every_stage_can_be_built_again_even_without_its_bases(whole: Finished, tmp_path: Path) -> None:
+    recipe, events = read_recipe(whole.folder), ledger(whole.folder)
+    for stage in of_kind(whole.folder, "pool"):
+        kept = build_stage(recipe, whole.folder, events, stage["generation"])
+        built = build_stage(recipe, tmp_path, events, stage["generation"])
+        assert kept.space.dimension == stage["dimension"]
+        assert kept.space.digest == built.space.digest
+        assert torch.equal(kept.experts.genomes, built.experts.genomes)
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2, 3])
@@ -127,15 +133,28 @@ def test_interrupted_anywhere_it_ends_in_the_same_bytes(
     monkeypatch.undo()
     found = resume(tmp_path / "run", Display())
     assert found.state.digest == whole.state.digest
-    assert [e for e in map(without_clock, ledger(found.folder))] == [
-        e for e in map(without_clock, ledger(whole.folder))
-    ]
+    assert list(map(without_clock, ledger(found.folder))) == list(map(without_clock, ledger(whole.folder)))
     weights = "best/adapter_model.safetensors"
     assert (found.folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
 
 
 def without_clock(event: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in event.items() if key != "clock"}
+
+
+def test_the_plan_says_who_is_in(pico_base: Path, experts: list[Path], tmp_path: Path) -> None:
+    said = []
+    for number, pool in enumerate([GROW, {**GROW, "stop": {"min_drop": 0.5}}, {"start": 4}]):
+        recipe = write_run(
+            tmp_path / str(number), pico_base, experts, pool=pool, stop={"generations": 2, "patience": 1}
+        )
+        entrants = build(resolve(load_recipe(recipe))).entrants
+        assert entrants is not None
+        said.append(entrants.text)
+    known = "2 of 4 experts are in, in the order 'given'"
+    assert said[0] == f"{known}; when the search stalls, up to 4 may be, by their variance drop"
+    assert said[1].startswith(f"{known}: 'e2' would lower the variance of the merge")
+    assert said[2] == "4 of 4 experts are in, in the order 'given'"
 
 
 def test_it_ends_when_the_next_expert_no_longer_pays(pico_base: Path, experts: list[Path], tmp_path: Path) -> None:
@@ -164,7 +183,7 @@ def test_the_fittest_enter_first(pico_base: Path, experts: list[Path], tmp_path:
     finished = started(
         tmp_path, pico_base, experts, {**GROW, "order": "fitness"}, stop={"generations": 1, "patience": 1}
     )
-    (scored,) = [e for e in of_kind(finished.folder, "references")]
+    (scored,) = of_kind(finished.folder, "references")
     fitness = scored["fitness"]
     assert scored["examples"] == 4 * 6
     assert of_kind(finished.folder, "pool")[0]["order"] == sorted(fitness, key=lambda name: -fitness[name])

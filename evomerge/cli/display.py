@@ -60,6 +60,7 @@ class Display:
         tasks = ", ".join(f"{name} {search}+{final}" for name, search, final in plan.tasks)
         for label, text in (
             ("genome", f"{plan.dimension:,} numbers in {plan.modules} modules ({plan.space})"),
+            *([("pool", plan.pool)] if plan.pool else []),
             *([("hooks", f"{', '.join(plan.post_merge)} (after every merge)")] if plan.post_merge else []),
             ("tasks", f"{tasks} (search+final examples)"),
             ("base", f"{shown(plan.base).strip()} on the search split"),

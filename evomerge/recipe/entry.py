@@ -82,6 +82,23 @@ class Entrants:
         stop = self.spec.stop
         return judge(self.gram, range(self.admitted), self.admitted, stop.min_drop, stop.relative)
 
+    @property
+    def text(self) -> str:
+        """Return who is in and who may follow, in a sentence."""
+        known = f"{self.admitted} of {len(self.candidates.names)} experts are in, in the order {self.spec.order!r}"
+        judgement = self.next()
+        if judgement is None:
+            return known
+        if self.spec.grow == "upfront" or not judgement.admit:
+            return f"{known}: {judgement.sentence}"
+        return f"{known}; when the search stalls, up to {self._worth} may be, by their variance drop"
+
+    @property
+    def _worth(self) -> int:
+        stop = self.spec.stop
+        rows = range(len(self.candidates.names))
+        return entry(self.gram, rows, self.admitted, stop.min_drop, stop.relative).admitted
+
     def space(self, name: str, before: GenomeSpace | None = None) -> GenomeSpace:
         """Return the genome space of those who are in, its coordinates in the order in which they came.
 
