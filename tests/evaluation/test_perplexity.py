@@ -153,3 +153,40 @@ def test_an_empty_document_is_named(tmp_path):
         "fitness 'loss', row 2 of the 2 of 'search': the document is empty",
         "fitness 'loss', row 1 of the 1 of 'final': there is no field 'text', only words",
     ]
+
+
+PAIRED = [
+    {"ask": "Say x:", "text": "x and y"},
+    {"ask": "", "text": "Ü é, and so on."},
+    {"ask": "Q " * 9, "text": "z" * 30},
+]
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_what_stands_before_a_text_is_not_scored(base, model, limit):
+    data = Data(lambda: {"train": [], "search": PAIRED, "final": [{"ask": "", "text": "other"}]})
+    scorer = Perplexity(data=data, prompt="{ask}", limit=limit)
+    network, tokenizer = base
+    losses, counts = [], []
+    for row in PAIRED:
+        opening = tokenizer(row["ask"])["input_ids"] or [tokenizer.eos_token_id]
+        text = tokenizer(row["text"], add_special_tokens=False)["input_ids"][:limit]
+        labels = torch.tensor([[-100] * len(opening) + text])
+        losses.append(float(network(input_ids=torch.tensor([opening + text]), labels=labels).loss) * len(text))
+        counts.append(len(text))
+    expected = [len(PAIRED) * loss / sum(counts) for loss in losses]
+    assert scorer(model, "search") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(8, 8), (8, 3), (40, 40)])
+def test_windows_after_a_prompt_score_every_token_of_the_text_once(window, stride):
+    found = list(windows(list(range(50)), window, stride, 12))
+    assert [token for _, scored in found for token in scored] == list(range(12, 50))
+    assert all(context == list(range(context[0], scored[0])) for context, scored in found)
+    assert all(len(context) + len(scored) - 1 <= window for context, scored in found)
+
+
+def test_experts_learn_prompts_and_texts():
+    data = Data(lambda: {"train": PAIRED, "search": [], "final": []})
+    assert Perplexity(data=data).pairs("train") == [("", row["text"]) for row in PAIRED]
+    assert Perplexity(data=data, prompt="{ask}").pairs("train") == [(row["ask"], row["text"]) for row in PAIRED]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from evomerge.evaluation.model import Model, load_base
 from evomerge.experts.adapter import read_adapter
 from evomerge.keys import Key
-from evomerge.training.lora import LoraSpec, answer_loss, attach_lora, cosine, encode, epochs, train_lora
+from evomerge.training.lora import LoraSpec, answer_loss, attach_lora, cosine, cut, encode, epochs, train_lora
 from evomerge.types import digest_tensor
 
 TEXTS = [("a", " b"), ("The capital of Peru:", " Lima"), ("2 + 2 =", " a much longer answer")]
@@ -151,3 +151,22 @@ def test_the_same_key_gives_the_same_bytes(pico_base):
     pairs = [(f"question {i}", f" answer {i}") for i in range(5)]
     runs = [trained(load_base(pico_base, "float32", "cpu"), spec, Key(seed), pairs)[0] for seed in (1, 1, 2)]
     assert digests(runs[0]) == digests(runs[1]) != digests(runs[2])
+
+
+def test_a_text_without_a_prompt_follows_the_start_token(loaded):
+    network, tokenizer = loaded
+    prompt, answer = encode(tokenizer, "", "plain text")
+    assert prompt == [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+    expected = token_losses(network, prompt, answer)
+    loss = answer_loss(network, [(prompt, answer)], tokenizer.pad_token_id).item()
+    assert loss == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cutoff", "kept"),
+    [((3, 4), None, (3, 4)), ((3, 4), 7, (3, 4)), ((3, 9), 7, (3, 4)), ((20, 2), 7, (5, 2)), ((20, 20), 7, (3, 4))],
+)
+def test_long_rows_are_cut_off(lengths, cutoff, kept):
+    prompt, answer = list(range(lengths[0])), list(range(100, 100 + lengths[1]))
+    found = cut(prompt, answer, cutoff)
+    assert found == (prompt[lengths[0] - kept[0] :], answer[: kept[1]])

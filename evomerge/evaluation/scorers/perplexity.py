@@ -38,8 +38,9 @@ class Perplexity:
     Attributes:
         data: the documents, one a row.
         text: template or function of a row.
-        prompt: what stands before the text and is not scored: with an instruction as the prompt and its answer as the
-            text, the score is the loss that experts are trained on, but for the end token.
+        prompt: what stands before the text and is not scored; where it is empty, the start token does. With an
+            instruction as the prompt and its answer as the text, the score is the loss that experts are trained on,
+            but for the end token.
         window: tokens of a window; by default as many as the model can read.
         stride: tokens between the ends of windows, from 1 (most context, most work) to ``window``, the default.
         limit: only the first so many tokens of a text are scored; by default all.
@@ -68,13 +69,15 @@ class Perplexity:
 
     def _fault(self, row: Row) -> None:
         made("document", self.text, row)
-        if self.prompt is not None:
-            made("prompt", self.prompt, row)
+        self._prompt(row)
 
     def pairs(self, split: Split) -> list[tuple[str, str]]:
         """Return (prompt, text) of every row: what an expert of this task is trained on."""
         rows = self.data.rows(split)
-        return [("" if self.prompt is None else render(self.prompt, row), render(self.text, row)) for row in rows]
+        return [(self._prompt(row), render(self.text, row)) for row in rows]
+
+    def _prompt(self, row: Row) -> str:
+        return "" if self.prompt is None else render(self.prompt, row)
 
     def __call__(self, model: Model, split: Split) -> list[float]:
         """Return the weighted cross-entropy of every document; their mean is that of the corpus.
