@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from evomerge.errors import ExpertError, Problems
+from evomerge.experts.stored import Stored, read_header
 from evomerge.types import digest_json, digest_tensor
 
 CONFIG = "adapter_config.json"
@@ -90,18 +91,7 @@ def read_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     folder = Path(folder)
     name = folder.name if name is None else name
     config = _read_config(folder, name)
-    _raise(_config_problems(config, name))
-    tensors = _read_tensors(folder, name)
-    _raise(_tensor_problems(tensors, name))
-    modules = sorted({key.rpartition(".lora_")[0] for key in tensors})
-    factors: dict[str, Factors] = {}
-    problems: list[ExpertError] = []
-    for prefix in modules:
-        try:
-            factors[prefix.removeprefix("base_model.model.")] = _factors(prefix, tensors, config, name)
-        except ExpertError as error:
-            problems.append(error)
-    _raise(problems)
+    factors = _all_factors(_read_tensors(folder, name), config, name)
     return Adapter(
         name=name,
         path=folder,
@@ -110,6 +100,49 @@ def read_adapter(folder: Path | str, name: str | None = None) -> Adapter:
         digest=_digest(factors),
         config=config,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class OpenAdapter:
+    """An expert whose entries stay on disk until a module's are read.
+
+    Attributes:
+        factors: shapes and scales by module of the base; their tensors are on torch's device ``meta``.
+    """
+
+    name: str
+    path: Path
+    base: str
+    factors: Mapping[str, Factors]
+    stored: Mapping[str, Stored] = field(repr=False)
+
+    def read(self, module: str) -> Factors:
+        """Return a module's factors in the dtypes that they have on disk; they may hold NaN or infinite entries.
+
+        Raises:
+            ExpertError: the file has changed.
+        """
+        A, B = (self.stored[f"base_model.model.{module}.lora_{side}.weight"].read() for side in "AB")
+        return Factors(A, B, self.factors[module].scale)
+
+
+def open_adapter(folder: Path | str, name: str | None = None) -> OpenAdapter:
+    """Check all of an adapter's folder but its entries, as ``read_adapter`` does, and read none of them.
+
+    Raises:
+        ExpertError: it cannot be read, or holds more than plain LoRA; ``Problems`` where there are several.
+    """
+    folder = Path(folder)
+    name = folder.name if name is None else name
+    config = _read_config(folder, name)
+    path = _weights(folder, name)
+    try:
+        stored = read_header(path)
+    except ExpertError as error:
+        raise ExpertError(f"Expert {name!r}: {error.cause}", where=error.where, fix=error.fix) from None
+    outlines = {key: torch.empty(at.shape, dtype=at.dtype, device="meta") for key, at in stored.items()}
+    factors = _all_factors(outlines, config, name)
+    return OpenAdapter(name, folder, config["base_model_name_or_path"], factors, stored)
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -126,6 +159,7 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         raise ExpertError(f"Expert {name!r}: {CONFIG} is not JSON ({error})", where=str(path)) from None
     if not isinstance(config, dict):
         raise ExpertError(f"Expert {name!r}: {CONFIG} holds no mapping", where=str(path))
+    _raise(_config_problems(config, name))
     return config
 
 
@@ -150,7 +184,7 @@ def _config_problems(config: Mapping[str, Any], name: str) -> list[ExpertError]:
     return problems
 
 
-def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+def _weights(folder: Path, name: str) -> Path:
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
@@ -159,12 +193,30 @@ def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
             fix = "Convert them to safetensors: load them where you trust them and call PEFT's save_pretrained."
             raise ExpertError(cause, where=str(folder / pickled[0]), fix=fix)
         raise ExpertError(f"Expert {name!r} has no {WEIGHTS}", where=str(folder))
+    return path
+
+
+def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    path = _weights(folder, name)
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(path.read_bytes())
         return tensors
     except SafetensorError as error:
         cause = f"Expert {name!r}: {WEIGHTS} is truncated or corrupt ({error})"
         raise ExpertError(cause, where=str(path), fix="Copy or download it again.") from None
+
+
+def _all_factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> dict[str, Factors]:
+    _raise(_tensor_problems(tensors, name))
+    factors: dict[str, Factors] = {}
+    problems: list[ExpertError] = []
+    for prefix in sorted({key.rpartition(".lora_")[0] for key in tensors}):
+        try:
+            factors[prefix.removeprefix("base_model.model.")] = _factors(prefix, tensors, config, name)
+        except ExpertError as error:
+            problems.append(error)
+    _raise(problems)
+    return factors
 
 
 def _tensor_problems(tensors: Mapping[str, Tensor], name: str) -> list[ExpertError]:
@@ -175,7 +227,7 @@ def _tensor_problems(tensors: Mapping[str, Tensor], name: str) -> list[ExpertErr
         if not _KEY.fullmatch(key):
             cause = f"Expert {name!r} holds a tensor that is not a LoRA factor of a linear layer: {key}"
             problems.append(ExpertError(cause, where=key, fix=_PLAIN_LORA))
-        elif not torch.isfinite(tensor.float()).all():
+        elif not tensor.is_meta and not torch.isfinite(tensor.float()).all():
             cause = f"Expert {name!r} has NaN or infinite entries in {key}"
             problems.append(ExpertError(cause, where=key, fix="Its training diverged: use an earlier checkpoint."))
     return problems
