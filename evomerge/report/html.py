@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,27 +10,13 @@ from typing import Any
 from evomerge.files import write_text
 from evomerge.keys import Key
 from evomerge.report.cost import NOTE, Costs
+from evomerge.report.page import image_html, page_html, row_html, table_html
 from evomerge.report.plots import cost_png, final_png, progress_png
 from evomerge.report.statistics import Interval
 from evomerge.report.table import FinalTable, verdict
 from evomerge.types import Individual
 
 _DIGEST = 32  # characters of a genome's digest (evomerge.types); a parent that is none is an expert's name
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: 0.2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.verdict { border-left: 4px solid #009E73; padding: 0.6rem 1rem; background: #F3F8F6; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.7rem; text-align: right; border-bottom: 1px solid #E3E3E3; white-space: nowrap; }
-th { border-bottom: 2px solid #999; } .text { text-align: left; }
-td small { display: block; color: #666; font-size: 0.75rem; }
-tr.first td { border-top: 2px solid #CCC; } tr.evolved { background: #E5F3EE; }
-img { max-width: 50rem; width: 100%; height: auto; display: block; margin: 1rem 0; }
-pre { background: #F6F6F6; padding: 1rem; overflow-x: auto; font-size: 0.85rem; }
-.note { color: #555; font-size: 0.9rem; } code { font-size: 0.85rem; }
-"""
 
 
 def write_html(  # noqa: PLR0913 - what the page shows, part by part
@@ -64,23 +49,19 @@ def write_html(  # noqa: PLR0913 - what the page shows, part by part
         RunError: the page cannot be written.
     """
     path = folder / "index.html"
-    name = escape(title)
     parts = [
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{name}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>",
         f'<p class="note">{escape(_summary(table, generations))}</p>',
         f'<p class="verdict">{escape(verdict(table, key))}</p>',
         "<h2>Final split</h2>",
         _final(table, key),
-        _image(final_png(table, key), "Bars: mean score of every model") if table.rows else "",
-        "<h2>Search</h2>\n" + _image(progress_png(generations), "Fitness by generation") if generations else "",
+        image_html(final_png(table, key), "Bars: mean score of every model") if table.rows else "",
+        "<h2>Search</h2>\n" + image_html(progress_png(generations), "Fitness by generation") if generations else "",
         "<h2>What it cost</h2>\n" + _costs(costs) if costs and costs.stages else "",
         "<h2>Pareto front, on the search split</h2>\n" + _front(front) if front else "",
         "<h2>Lineage of the evolved adapter</h2>\n" + _lineage(ancestors) if ancestors else "",
-        f"<h2>Recipe</h2>\n<pre>{escape(recipe_text)}</pre>\n</body>\n</html>\n",
+        f"<h2>Recipe</h2>\n<pre>{escape(recipe_text)}</pre>",
     ]
-    write_text(path, "\n".join(part for part in parts if part))
+    write_text(path, page_html(title, parts))
     return path
 
 
@@ -101,7 +82,7 @@ def _summary(table: FinalTable, generations: Sequence[Mapping[str, Any]]) -> str
 
 def _final(table: FinalTable, key: Key) -> str:
     best = table.best()
-    lines = [_row("th", [("text", "model"), ("text", "kind"), *_plain([*table.tasks, "mean", "‖ΔW‖"])])]
+    lines = [row_html("th", [("text", "model"), ("text", "kind"), *_plain([*table.tasks, "mean", "‖ΔW‖"])])]
     previous = None
     for row in table.grouped():
         cells = [("text", escape(row.name)), ("text", row.kind)]
@@ -111,40 +92,40 @@ def _final(table: FinalTable, key: Key) -> str:
         cells.append(("", _value(table, table.mean(row), table.mean_interval(row, key), best.get(None))))
         cells.append(("", table.size(row.norm)))
         kind = f"{'first ' if row.kind != previous else ''}{row.kind}"
-        lines.append(_row("td", cells, kind))
+        lines.append(row_html("td", cells, kind))
         previous = row.kind
     unit = "Scores in %" if table.percent else "Scores"
     note = (
         f"{unit}, below each its 95 % interval over the examples; the best of each column is bold. "
         "‖ΔW‖ is the Frobenius norm of the change to the base's weights."
     )
-    return f'{_table(lines)}\n<p class="note">{note}</p>'
+    return f'{table_html(lines)}\n<p class="note">{note}</p>'
 
 
 def _lineage(ancestors: Sequence[Mapping[str, Any]]) -> str:
     heads = [("", "generation"), ("text", "individual"), ("text", "operator"), ("text", "parents")]
-    lines = [_row("th", [*heads, ("", "fitness"), ("", "‖ΔW‖")])]
+    lines = [row_html("th", [*heads, ("", "fitness"), ("", "‖ΔW‖")])]
     for one in ancestors:
         parents = ", ".join(_short(parent) for parent in one["parents"]) or "–"
         cells = [("", escape(str(one["generation"]))), ("text", _short(one["individual"]))]
         cells += [("text", escape(str(one["operator"]))), ("text", parents)]
-        lines.append(_row("td", [*cells, ("", _size(one.get("fitness"))), ("", _size(one["norm"]))]))
-    return _table(lines)
+        lines.append(row_html("td", [*cells, ("", _size(one.get("fitness"))), ("", _size(one["norm"]))]))
+    return table_html(lines)
 
 
 def _costs(costs: Costs) -> str:
     columns = costs.columns
-    lines = [_row("th", [("text", "stage"), *_plain(column.title for column in columns)])]
+    lines = [row_html("th", [("text", "stage"), *_plain(column.title for column in columns)])]
     for stage in (*costs.stages, costs.total):
         cells = [("clock" if column.clock else "", column.cell(stage)) for column in columns]
         total = stage.name == "total"
-        lines.append(_row("td", [("text", escape(stage.name)), *cells], "first evolved" if total else ""))
+        lines.append(row_html("td", [("text", escape(stage.name)), *cells], "first evolved" if total else ""))
     warnings = [("note", costs.truncated()), ("clock", costs.halved())]
     parts = [
         f'<p>{costs.words(clock=False)}<span class="clock">; {costs.words(clock=True)}</span>.</p>',
         *(f'<p class="{kind}">{escape(text)}</p>' for kind, text in warnings if text),
-        _image(cost_png(costs.path), "Best fitness by examples scored") if costs.path else "",
-        f"<details>\n<summary>By generation</summary>\n{_table(lines)}\n",
+        image_html(cost_png(costs.path), "Best fitness by examples scored") if costs.path else "",
+        f"<details>\n<summary>By generation</summary>\n{table_html(lines)}\n",
         f'<p class="note">{NOTE}</p>\n</details>',
     ]
     return "".join(part for part in parts if part)
@@ -152,15 +133,16 @@ def _costs(costs: Costs) -> str:
 
 def _front(front: Sequence[Individual]) -> str:
     tasks = list(front[0].score.tasks)
-    lines = [_row("th", [("text", "individual"), *_plain([*tasks, "fitness"])])]
+    lines = [row_html("th", [("text", "individual"), *_plain([*tasks, "fitness"])])]
     highest = {task: max(one.score.tasks[task] for one in front) for task in tasks}
     for number, one in enumerate(front):
         values = [(one.score.tasks[task], highest[task]) for task in tasks]
         cells = [f"<strong>{value:.3f}</strong>" if value == most else f"{value:.3f}" for value, most in values]
         shown = [("text", _short(one.digest)), *(("", cell) for cell in cells), ("", f"{one.score.value:.3f}")]
-        lines.append(_row("td", shown, "" if number else "evolved"))
+        lines.append(row_html("td", shown, "" if number else "evolved"))
     note = "Nobody is better at one task without being worse at another. The first was chosen; to take another away: "
-    return f'{_table(lines)}\n<p class="note">{note}<code>evomerge export RUN --individual DIGEST -o FOLDER</code>.</p>'
+    command = "<code>evomerge export RUN --individual DIGEST -o FOLDER</code>"
+    return f'{table_html(lines)}\n<p class="note">{note}{command}.</p>'
 
 
 def _short(name: str) -> str:
@@ -181,20 +163,3 @@ def _value(table: FinalTable, value: float, bounds: Interval | None, best: float
 
 def _plain(texts: Iterable[str]) -> list[tuple[str, str]]:
     return [("", escape(text)) for text in texts]
-
-
-def _row(tag: str, cells: Iterable[tuple[str, str]], kind: str = "") -> str:
-    """Return a table row of (class, HTML) cells."""
-    inner = "".join(
-        f'<{tag} class="{name}">{text}</{tag}>' if name else f"<{tag}>{text}</{tag}>" for name, text in cells
-    )
-    return f'<tr class="{kind}">{inner}</tr>' if kind else f"<tr>{inner}</tr>"
-
-
-def _table(lines: Sequence[str]) -> str:
-    body = "\n".join(lines[1:])
-    return f'<div class="wide"><table>\n<thead>\n{lines[0]}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-
-
-def _image(png: bytes, text: str) -> str:
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

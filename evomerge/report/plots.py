@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from evomerge.errors import RunError
 from evomerge.files import write_bytes
 from evomerge.keys import Key
+from evomerge.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, clean, legend, new_figure, png, title
 from evomerge.report.statistics import LEVEL
 from evomerge.report.table import KINDS, FinalTable, Kind
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe & Ito's palette: told apart with any kind of colour vision, and in grey by lightness.
-_BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072B2", "#E69F00", "#009E73", "#999999", "#333333"
 _COLOURS: Mapping[Kind, str] = {
     "base": "#C8C8C8",
     "expert": "#56B4E9",
-    "merge": _ORANGE,
-    "evolved": _GREEN,
+    "merge": ORANGE,
+    "evolved": GREEN,
     "ensemble": "#CC79A7",
 }
 _LABELS: Mapping[Kind, str] = {
@@ -33,7 +27,6 @@ _LABELS: Mapping[Kind, str] = {
     "evolved": "evolved",
     "ensemble": "ensemble",
 }
-_DPI = 160
 
 
 def progress_plot(path: Path, generations: Sequence[Mapping[str, Any]]) -> None:
@@ -66,30 +59,30 @@ def progress_png(generations: Sequence[Mapping[str, Any]]) -> bytes:
     if not generations:
         fix = "Let the run score its founders first: `evomerge resume`."
         raise RunError("there is no generation to draw", where="progress plot", fix=fix)
-    figure = _figure(8, 5.6)
+    figure = new_figure(8, 5.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
     x = [event["generation"] for event in generations]
     best = [event["best_fitness"] for event in generations]
     marker = "o" if len(x) <= 40 else ""
-    top.axhline(best[0], color=_GREY, linewidth=1.2, linestyle=(0, (4, 3)), label="best founder")
+    top.axhline(best[0], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)), label="best founder")
     means = [event["mean_fitness"] for event in generations]
-    top.plot(x, means, color=_ORANGE, linewidth=1.8, marker=marker, markersize=3.5, label="population mean")
+    top.plot(x, means, color=ORANGE, linewidth=1.8, marker=marker, markersize=3.5, label="population mean")
     # Stairs: between two generations the best so far does not change.
-    top.step(x, best, where="post", color=_BLUE, linewidth=2.4, label="best so far")
-    top.plot(x, best, color=_BLUE, linestyle="", marker=marker, markersize=4.5)
+    top.step(x, best, where="post", color=BLUE, linewidth=2.4, label="best so far")
+    top.plot(x, best, color=BLUE, linestyle="", marker=marker, markersize=4.5)
     top.set_ylabel("fitness (higher is better)")
-    _legend(top, reverse=True)
-    _title(figure, f"Best fitness on the search split: {best[0]:.3g} → {best[-1]:.3g}")
+    legend(top, reverse=True)
+    title(figure, f"Best fitness on the search split: {best[0]:.3g} → {best[-1]:.3g}")
     norms = [event["best_norm"] for event in generations]
-    bottom.step(x, norms, where="post", color=_INK, linewidth=1.8)
-    bottom.plot(x, norms, color=_INK, linestyle="", marker=marker, markersize=3.5)
+    bottom.step(x, norms, where="post", color=INK, linewidth=1.8)
+    bottom.plot(x, norms, color=INK, linestyle="", marker=marker, markersize=3.5)
     bottom.set_ylim(0, 1.15 * max(norms) or 1)  # from 0: a norm that melts away must look like it
     bottom.set_ylabel("‖ΔW‖ of the best\n(Frobenius norm)")
     bottom.set_xlabel("generation (0: founders)")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in (top, bottom):
-        _clean(axes, grid="y")
-    return _png(figure)
+        clean(axes, grid="y")
+    return png(figure)
 
 
 def cost_plot(path: Path, spent: Sequence[tuple[int, float]]) -> None:
@@ -109,18 +102,18 @@ def cost_png(spent: Sequence[tuple[int, float]]) -> bytes:
     """Return the picture of ``cost_plot``."""
     if not spent:
         raise RunError("there is no generation to draw", where="cost plot", fix="Let the run score its founders first.")
-    figure = _figure(8, 3.6)
+    figure = new_figure(8, 3.6)
     axes = figure.subplots()
     x, best = zip(*spent, strict=True)
-    axes.step(x, best, where="post", color=_BLUE, linewidth=2.4)
-    axes.plot(x, best, color=_BLUE, linestyle="", marker="o" if len(x) <= 40 else "", markersize=4.5)
+    axes.step(x, best, where="post", color=BLUE, linewidth=2.4)
+    axes.plot(x, best, color=BLUE, linestyle="", marker="o" if len(x) <= 40 else "", markersize=4.5)
     axes.set_xlim(0, 1.03 * x[-1] or 1)
     axes.set_ylabel("best fitness (higher is better)")
     axes.set_xlabel("examples scored")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    _title(figure, f"Best fitness by examples scored: {best[-1]:.3g} after {x[-1]:,}")
-    _clean(axes, grid="y")
-    return _png(figure)
+    title(figure, f"Best fitness by examples scored: {best[-1]:.3g} after {x[-1]:,}")
+    clean(axes, grid="y")
+    return png(figure)
 
 
 def final_png(table: FinalTable, key: Key) -> bytes:
@@ -132,8 +125,8 @@ def final_png(table: FinalTable, key: Key) -> bytes:
         fix = "Score the base, the experts and the winner on the final split first."
         raise RunError("there is no row to draw", where="final plot", fix=fix)
     rows = table.grouped()
-    figure = _figure(8, 1.7 + 0.36 * len(rows))
-    _title(figure, "Scores on the final split")
+    figure = new_figure(8, 1.7 + 0.36 * len(rows))
+    title(figure, "Scores on the final split")
     axes = figure.subplots()
     factor = 100 if table.percent else 1
     bounds = [table.mean_interval(row, key) for row in rows]
@@ -144,10 +137,10 @@ def final_png(table: FinalTable, key: Key) -> bytes:
         weight = "bold" if row.kind == "evolved" else "normal"
         axes.barh(y, mean, height=0.68, color=_COLOURS[row.kind])
         if one:
-            axes.plot([low, high], [y, y], color=_INK, linewidth=1.3, marker="|", markersize=7)
+            axes.plot([low, high], [y, y], color=INK, linewidth=1.3, marker="|", markersize=7)
         end = axes.transData + ScaledTranslation(7 / 72, 0, figure.dpi_scale_trans)  # 7 points to the right
         number = table.number(table.mean(row))
-        axes.text(max(high, 0.0), y, number, transform=end, va="center", color=_INK, fontweight=weight)
+        axes.text(max(high, 0.0), y, number, transform=end, va="center", color=INK, fontweight=weight)
         ends += [low, high]
     axes.set_yticks(range(len(rows)), [row.name for row in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)  # first row on top
@@ -155,10 +148,10 @@ def final_png(table: FinalTable, key: Key) -> bytes:
     axes.set_xlim(min(ends) - (0.05 * spread if min(ends) < 0 else 0), max(ends) + 0.12 * spread)
     axes.set_xlabel(_score_label(table, any(bounds)), parse_math=False)
     kinds = {row.kind for row in rows}
-    _legend(axes, handles=[Patch(color=_COLOURS[kind], label=_LABELS[kind]) for kind in KINDS if kind in kinds])
-    _clean(axes, grid="x")
+    legend(axes, handles=[Patch(color=_COLOURS[kind], label=_LABELS[kind]) for kind in KINDS if kind in kinds])
+    clean(axes, grid="x")
     axes.tick_params(axis="y", length=0)
-    return _png(figure)
+    return png(figure)
 
 
 def _score_label(table: FinalTable, intervals: bool) -> str:
@@ -166,39 +159,3 @@ def _score_label(table: FinalTable, intervals: bool) -> str:
     tasks = f"mean over {len(table.tasks)} tasks" if len(table.tasks) > 1 else table.tasks[0]
     whiskers = f"; whiskers: {100 * LEVEL:.0f} % intervals over the examples" if intervals else ""
     return f"score ({unit}), {tasks}{whiskers}"
-
-
-def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
-
-
-def _legend(axes: Axes, **options: Any) -> None:
-    # One line between title and axes, where no curve can run into it.
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, borderaxespad=0.3, **options)
-
-
-def _figure(width: float, height: float) -> Figure:
-    # A Figure of its own, with the Agg canvas: pyplot would keep global state and may want a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _clean(axes: Axes, grid: Literal["x", "y"]) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GREY)
-    axes.grid(axis=grid, color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(color=_GREY, labelcolor=_INK)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(_INK)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    # No date and no version inside: equal runs give equal bytes.
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""What can be said of a pool: its geometry, its tails, how many experts to merge."""

@@ -1,0 +1,104 @@
+"""`evomerge analyze`: what a pool of experts looks like before anything is merged."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from evomerge.recipe.schema import TaskSpec
+    from evomerge.report.study import Section
+
+EPILOG = """Examples:
+
+  evomerge analyze experts/quickstart/german experts/quickstart/spanish -o analysis --fitness german --fitness spanish
+
+  evomerge analyze quickstart -o analysis --rows 16
+
+  evomerge analyze quickstart -o analysis --without-data
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("analyze", epilog=EPILOG)(analyze)
+
+
+def analyze(
+    pool: Annotated[list[str], typer.Argument(help="PEFT folders of the experts, or one recipe, whose experts count.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page, its pictures and numbers.")],
+    base: Annotated[str | None, typer.Option(help="Base that all must have; by default the first expert's.")] = None,
+    fitness: Annotated[
+        list[str] | None,
+        typer.Option(help="Fitness file on whose rows base and experts are compared; repeatable. [a recipe's own]"),
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of each fitness file, of its search split. [8]")] = None,
+    without_data: Annotated[bool, typer.Option("--without-data", help="Neither load the base nor read rows.")] = False,
+) -> None:
+    """Write a page on a pool: geometry, tails, and on rows of tasks the loss's curvature, KL and perplexity."""
+    from evomerge.studies.data import ROWS, read_rows
+    from evomerge.studies.pool import study_pool
+
+    experts, tasks = _pool(pool, fitness or ())
+    given = None if without_data or not tasks else read_rows(tasks, rows or ROWS, strict=bool(fitness))
+    line = Line()
+    page, sections = study_pool(experts, output, base=base, rows=given, progress=line.show)
+    line.end()
+    _print(sections)
+    typer.echo(f"\npage: {page}")
+
+
+def _pool(pool: Sequence[str], fitness: Sequence[str]) -> tuple[Sequence[str], Sequence[TaskSpec]]:
+    """Return the folders and tasks that were given, or those of the recipe that was."""
+    from evomerge.recipe.load import load_recipe
+    from evomerge.recipe.schema import TaskSpec
+    from evomerge.shipped import find
+
+    tasks = [TaskSpec.model_validate(file) for file in fitness]
+    if len(pool) != 1 or Path(pool[0]).expanduser().is_dir():
+        return [str(Path(folder).expanduser()) for folder in pool], tasks
+    recipe = load_recipe(find("populations", pool[0]))
+    return recipe.experts, tasks or recipe.fitness
+
+
+def _print(sections: Sequence[Section]) -> None:
+    """Print what was found: the first sentences of every section."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 1, 0), show_header=False)
+    table.add_column(style="bold", max_width=22)
+    table.add_column()
+    for section in sections:
+        table.add_row(section.title, section.lead.partition("\n\n")[0])
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 110).print(table)
+
+
+class Line:
+    """A line on the terminal that tells what is being done, how far it is, and the time left."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._what = ""
+
+    def show(self, what: str, share: float) -> None:
+        """Rewrite the line; where there is no terminal, print one when something else is being done."""
+        from evomerge.cli.display import clock
+
+        seconds = time.monotonic() - self._start
+        left = f"   left {clock(seconds / share * (1 - share))}" if share > 0 else ""
+        if sys.stderr.isatty():
+            typer.echo(f"\r{f'{what}   {share:.0%}{left}':<78}", nl=False, err=True)
+        elif what != self._what:
+            typer.echo(f"{what} ...{left}", err=True)
+        self._what = what
+
+    def end(self) -> None:
+        """Clear the line."""
+        if sys.stderr.isatty():
+            typer.echo(f"\r{'':<78}\r", nl=False, err=True)

@@ -1,0 +1,58 @@
+"""Study a pool of experts: its geometry and its tails, as one page and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evomerge.keys import Key
+from evomerge.report.study import Section, write_study
+from evomerge.studies.data import Rows, data_sections
+from evomerge.studies.measures import DRAWING, Progress, measure
+from evomerge.studies.overview import overview, signs, similarity
+from evomerge.studies.region import cone
+from evomerge.studies.spectra import spectra
+from evomerge.studies.subspaces import angles, components
+from evomerge.studies.weights import rht, weights
+from evomerge.studies.words import counted
+
+_KEY = Key(0)
+_ALONE, _SEEN = 0.1, 0.99  # of the time with rows: until the base is loaded, until all is drawn
+SECTIONS = (overview, similarity, angles, components, signs, spectra, weights, rht)
+"""What the page shows of a pool alone, in this order; what needs a base model or data comes after it."""
+
+
+def study_pool(
+    folders: Sequence[Path | str],
+    output: Path,
+    *,
+    base: str | None = None,
+    names: Sequence[str] | None = None,
+    rows: Rows | None = None,
+    key: Key = _KEY,
+    progress: Progress = lambda _what, _share: None,
+) -> tuple[Path, tuple[Section, ...]]:
+    """Write what can be said of a pool, with rows also of what its base and experts do; return page and sections.
+
+    Args:
+        folders: PEFT folders, in the order that the pool keeps.
+        output: the folder of ``index.html``, ``study.json`` and the pictures.
+        base: hub name or folder of the base that all experts must have; by default the first expert's.
+        names: of the experts; by default their folders' names.
+        rows: of tasks; without them, or where the base does not load, the page says what was left out.
+        key: of the places at which large delta-weights are looked at, and of estimates.
+        progress: is told what is being done, and the share of the whole that is done.
+
+    Raises:
+        Problems: the experts cannot be read or do not belong together.
+        ExpertError: an expert changes nothing, does not fit the base, or predicts what are not numbers.
+        RunError: the output cannot be written.
+    """
+    alone = _ALONE if rows else 1.0
+    found = measure(folders, base, names, key, lambda what, share: progress(what, alone * share))
+    seen = data_sections(found, rows, key, lambda what, share: progress(what, alone + (_SEEN - alone) * share))
+    progress("drawing", _SEEN if rows else DRAWING)
+    sections = [*(part(found) for part in SECTIONS), cone(found.gram.products, key.at("cone")), *seen]
+    experts = counted(len(found.pool.names), "expert")
+    subtitle = f"Geometry and tails of {experts}: {', '.join(found.pool.names)}."
+    return write_study(output, f"A pool of {experts}", subtitle, sections), tuple(sections)
