@@ -22,7 +22,6 @@ from evomerge.evaluation.evaluator import Evaluator, alone
 from evomerge.recipe.evaluators import open_evaluator
 from evomerge.recipe.schema import Recipe
 from evomerge.spaces import Subspace
-from evomerge.specs import OperatorSpec
 from evomerge.studies.scaling_design import Design, Merge, Study
 from evomerge.studies.scaling_losses import Losses, Measured, read_header, read_losses
 from evomerge.types import Failure
@@ -61,6 +60,7 @@ def measure(recipe: Recipe, folder: Path, design: Design, follow: Follow) -> tup
         if isinstance(study.setup.space, Subspace) and not bases_file(folder).is_file():
             study.setup.space.save(bases_file(folder))
         scorer = _Scorer(study, losses, follow, stack)
+        scorer.score_base()
         counts = study.counts(design.subsets or PILOT)
         wanted = study.merges(counts)
         scorer.score(wanted)
@@ -70,7 +70,7 @@ def measure(recipe: Recipe, folder: Path, design: Design, follow: Follow) -> tup
             counts = allocate(dict(zip(study.ks, zip(*spreads, strict=True), strict=True)), study.n, study.budget)
             wanted = study.merges(counts)
             scorer.score([[merge for merge in one if merge not in first] for one in wanted])
-        return study, losses.of(map(study.place, chain(*wanted)))
+        return study, losses.of(map(study.place, [study.base, *chain(*wanted)]))
 
 
 class _Scorer:
@@ -79,6 +79,14 @@ class _Scorer:
     def __init__(self, study: Study, losses: Losses, follow: Follow, stack: ExitStack) -> None:
         self._study, self._losses, self._follow, self._stack = study, losses, follow, stack
         self._evaluator: Evaluator | None = None
+
+    def score_base(self) -> None:
+        """Score the base alone, which says whether merges are any better."""
+        study = self._study
+        if study.place(study.base) in self._losses:
+            return
+        measured = alone(self._open(), study.genome(study.base), study.setup.fitness, "search")
+        self._losses.put(study.record(study.base, measured.outcomes[0]))
 
     def score(self, wanted: Sequence[Sequence[Merge]]) -> None:
         """Score merges; those of one k go through the base in groups that do not depend on what is known.
@@ -141,5 +149,5 @@ def estimate(recipe: Recipe, folder: Path, design: Design, follow: Follow) -> tu
     with open_evaluator(study.setup, follow.stage, lambda _: None) as evaluator:
         follow.stage("scoring the base model once")
         measured = alone(evaluator, torch.zeros(study.setup.space.dimension), study.setup.fitness, "search")
-        study.record(Merge(OperatorSpec(name="the base"), ()), measured.outcomes[0])
+        study.record(study.base, measured.outcomes[0])
         return study, Estimate(study.most, known, measured.usages[0].seconds, evaluator.workers)

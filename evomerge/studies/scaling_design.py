@@ -22,7 +22,7 @@ from evomerge.recipe.build import Setup, build, resolve
 from evomerge.recipe.evaluators import Stage
 from evomerge.recipe.schema import WHERE, Recipe
 from evomerge.specs import OperatorSpec
-from evomerge.studies.scaling_losses import Record, read_header
+from evomerge.studies.scaling_losses import BASE, Record, read_header
 from evomerge.types import Failure, Outcome
 from evomerge.variation.hooks.apply import after
 from evomerge.variation.merge import MERGES
@@ -115,6 +115,11 @@ class Study:
         """Return the number of experts."""
         return len(self.setup.pool.adapters)
 
+    @property
+    def base(self) -> Merge:
+        """Return the merge of nothing, which leaves the base as it is."""
+        return Merge(OperatorSpec(name=BASE), ())
+
     @cached_property
     def ks(self) -> tuple[int, ...]:
         """Return the values of k."""
@@ -165,6 +170,8 @@ class Study:
 
     def genome(self, merge: Merge) -> torch.Tensor:
         """Return a merge ``[d]``, with the recipe's hooks; all methods draw with the same key."""
+        if not merge.subset:
+            return torch.zeros(self.setup.space.dimension)
         stack = self.setup.experts.genomes[list(merge.subset)]
         bound = MERGES[merge.method.name].bind(**merge.method.parameters)
         weights = torch.full((len(stack),), 1 / len(stack))

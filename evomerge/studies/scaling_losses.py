@@ -14,6 +14,8 @@ from evomerge.checkpoint.run import differences
 from evomerge.errors import RunError
 
 FILE = "losses.jsonl"
+BASE = "the base"
+"""The method of a merge of nothing."""
 Kind = Literal["all", "in", "cross"]
 KINDS: Mapping[Kind, str] = {
     "all": "all tasks",
@@ -50,15 +52,22 @@ class Measured:
     Attributes:
         header: base, ``parameters`` (N), experts, tasks with their owners, and all else that losses depend on.
         records: sorted by method and experts.
+        alone: the base's own losses; ``None`` where they were not measured.
     """
 
     header: Mapping[str, Any]
     records: tuple[Record, ...]
+    alone: Record | None = None
 
     @property
     def size(self) -> float:
         """Return N, or 1 where no file tells it: with one base it has no part in the law."""
         return float(self.header["parameters"] or 1)
+
+    @property
+    def base(self) -> float | None:
+        """Return the base's own mean loss over all tasks; ``None`` where it was not measured."""
+        return self.alone.mean("all", self.header["tasks"]) if self.alone else None
 
     def losses(self, method: str, kind: Kind) -> dict[int, tuple[float, ...]]:
         """Return the losses by k, one a subset; no k for which there is nothing of that kind."""
@@ -105,7 +114,7 @@ class Losses:
 
     def of(self, places: Iterable[tuple[str, tuple[str, ...]]]) -> Measured:
         """Return what was measured of these, sorted: the order in which workers were done has no part in a fit."""
-        return Measured(self._header, tuple(self._known[place] for place in sorted(places)))
+        return _measured(self._header, {place: self._known[place] for place in places})
 
 
 def read_header(folder: Path) -> Mapping[str, Any]:
@@ -125,7 +134,12 @@ def read_losses(folder: Path) -> Measured:
         fix = "Give the folder of a finished `evomerge plan`."
         raise RunError(f"there are no losses in {folder}", where=str(folder / FILE), fix=fix)
     known = _records(folder / FILE, records[1:])
-    return Measured(records[0], tuple(known[place] for place in sorted(known)))
+    return _measured(records[0], known)
+
+
+def _measured(header: Mapping[str, Any], known: Mapping[tuple[str, tuple[str, ...]], Record]) -> Measured:
+    merges = tuple(known[place] for place in sorted(known) if place != (BASE, ()))
+    return Measured(header, merges, known.get((BASE, ())))
 
 
 def _records(path: Path, lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, tuple[str, ...]], Record]:

@@ -28,6 +28,7 @@ def needed(plan: Plan) -> Section:
         lead = f"{_capital(answer.what)} is not reachable by {best.method}: {_why_not(best.law, answer)}."
     elif answer.experts > plan.ks[-1]:
         lead += f" That is an extrapolation: k = {plan.ks[-1]} is the largest that was measured."
+    lead += _beside_base(plan)
     reading = (
         "The gain is that from one expert to infinitely many, by the law. Intervals are over resampled subsets; "
         "an interval that ends at never holds resamples that do not get there."
@@ -54,6 +55,21 @@ def needed(plan: Plan) -> Section:
     return Section("How many experts", f"{lead}\n\n{reading}", (grid,), (_law(plan),), data)
 
 
+def _beside_base(plan: Plan) -> str:
+    """Say from how many experts on the best method's merges are below the base's own loss, on average."""
+    base = plan.measured.base
+    if base is None:
+        return ""
+    above = [cell.k for cell in plan.measured.cells(plan.best.method, "all") if cell.mean >= base]
+    if not above:
+        said = "merges of every measured size are below it"
+    elif above[-1] == plan.ks[-1]:
+        said = f"merges of {plan.ks[-1]} experts are not below it"
+    else:
+        said = f"merges of {min(k for k in plan.ks if k > above[-1])} experts and more are below it"
+    return f" The base's own loss is {base:.4g}: {said}, on average over subsets."
+
+
 def _law(plan: Plan) -> Picture:
     """Return the picture of every method's law."""
     panels = [
@@ -64,6 +80,7 @@ def _law(plan: Plan) -> Picture:
             one.forecast,
             one.needed[0].experts,
             one.needed[0].what,
+            plan.measured.base,
         )
         for one in plan.answers
     ]
@@ -227,6 +244,8 @@ def losses(plan: Plan) -> Section:
         for method in plan.methods
         for kind in KINDS
     }
+    if plan.measured.base is not None:
+        data["base"] = {"0": (plan.measured.base,)}
     return Section("Losses", lead, (Grid(head, tuple(rows)),), tuple(pictures), data)
 
 

@@ -23,7 +23,7 @@ _BEYOND = 1.35
 
 @dataclass(frozen=True)
 class Panel:
-    """One method: what was measured, its law, what three values of k forecast, and the experts that are needed."""
+    """One method: what was measured, its law, what three values of k forecast, the experts needed, the base's loss."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -31,6 +31,7 @@ class Panel:
     forecast: Forecast
     needed: int | None
     what: str
+    base: float | None = None
 
 
 def law_picture(heading: str, panels: Sequence[Panel]) -> bytes:
@@ -54,6 +55,7 @@ def law_picture(heading: str, panels: Sequence[Panel]) -> bytes:
             axes.set_xlabel("experts in a merge, k")
             axes.tick_params(labelbottom=True)
     losses = [loss for panel in panels for cell in panel.cells for loss in cell.losses]
+    losses += [panel.base for panel in panels if panel.base is not None]
     room = 0.08 * (max(losses) - min(losses)) or 0.01
     grid[0].set_ylim(min(losses) - 2 * room, max(losses) + room)  # a band may be as wide as it likes
     handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -82,6 +84,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     means = [cell.mean for cell in panel.cells]
     ks = [cell.k for cell in panel.cells]
     axes.plot(ks, means, linestyle="", marker="D", markersize=4.5, color=INK, label="mean of the subsets")
+    if panel.base is not None:
+        axes.axhline(panel.base, color=INK, linewidth=1.1, linestyle=":", label="the base")
     if panel.needed is not None and panel.needed <= end:
         axes.axvline(panel.needed, color=GREEN, linewidth=1.4, label=f"experts for {panel.what}")
 

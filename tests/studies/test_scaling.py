@@ -116,9 +116,9 @@ def test_a_killed_plan_goes_on_to_the_same_bytes(recipe: Recipe, tmp_path: Path)
     with pytest.raises(Killed):
         measure(recipe, broken, DESIGN, Dying())
     lines = (broken / FILE).read_text().splitlines()
-    assert len(lines) == 1 + 6
+    assert len(lines) == 1 + 1 + 6  # what they are of, the base, a group
     # The kill came while a group's losses were being written, and tore the last line.
-    (broken / FILE).write_text("\n".join(lines[:6]) + '\n{"method": "li')
+    (broken / FILE).write_text("\n".join(lines[:7]) + '\n{"method": "li')
     watch = Silent()
     _, other = measure(recipe, broken, DESIGN, watch)
     assert (broken / FILE).read_bytes() == (whole / FILE).read_bytes()
@@ -127,6 +127,23 @@ def test_a_killed_plan_goes_on_to_the_same_bytes(recipe: Recipe, tmp_path: Path)
     again = Silent()
     measure(recipe, broken, DESIGN, again)
     assert again.ticks == []
+
+
+def test_the_order_in_which_workers_are_done_does_not_matter(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, one = measure(recipe, tmp_path / "one", DESIGN, Silent())
+    evaluate = LocalEvaluator.evaluate
+
+    def last_first(self: LocalEvaluator, *args: object) -> Iterator[object]:
+        return reversed(list(evaluate(self, *args)))
+
+    monkeypatch.setattr(LocalEvaluator, "evaluate", last_first)
+    _, other = measure(recipe, tmp_path / "other", DESIGN, Silent())
+    first, second = ((tmp_path / name / FILE).read_text().splitlines() for name in ("one", "other"))
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert other.records == one.records
 
 
 def test_more_subsets_keep_those_before(recipe: Recipe, tmp_path: Path) -> None:
@@ -366,10 +383,13 @@ def test_a_whole_plan(recipe: Recipe, tmp_path: Path) -> None:
     data = json.loads((folder / "study.json").read_text())
     target, _ = data["how-many-experts"]["linear"]
     assert (target["for"], target["experts"]) == ("a loss of 99", 1)
-    assert set(data["losses"]) == {
-        f"{m} {kind}" for m in ("linear", "ties(density=0.5)") for kind in ("all", "in", "cross")
-    }
+    cells = {f"{m} {kind}" for m in ("linear", "ties(density=0.5)") for kind in ("all", "in", "cross")}
+    assert set(data["losses"]) == {*cells, "base"}
     text = page.read_text()
+    (base,) = data["losses"]["base"]["0"]
+    alone = read_losses(folder).alone
+    assert alone is not None and base == pytest.approx(sum(alone.losses.values()) / len(alone.losses))
+    assert f"The base's own loss is {base:.4g}: " in sections[0].lead
     assert "It cannot be said: losses of one base do not tell what a bigger one brings." in text
     assert (folder / "law.png").stat().st_size > 10_000
     before = (folder / "study.json").read_bytes()
