@@ -11,7 +11,6 @@ from typing import Protocol
 
 from evomerge.cluster.pool import Here, Pool, each
 from evomerge.errors import ExpertError, FitnessError, Problems, RecipeError
-from evomerge.evaluation.fitness import Task
 from evomerge.experts.adapter import CONFIG
 from evomerge.experts.base import resolve_base
 from evomerge.experts.full import read_full
@@ -21,7 +20,6 @@ from evomerge.recipe.schema import TaskSpec
 from evomerge.recipe.workers import everywhere, open_workers, working
 from evomerge.spaces import build_space
 from evomerge.spaces.statistics import DENSE, FILE, Statistics, read_statistics, write_statistics
-from evomerge.training.lora import Pair
 from evomerge.training.measure import AdaptedBase, Examples, Expert, FullModels, Measure, Wearing
 from evomerge.types import Split, digest_json
 
@@ -163,21 +161,8 @@ def _examples(names: Sequence[str], rows: Rows) -> Examples:
     fitness = load_fitness(map(TaskSpec.model_validate, names))
     if problems := fitness.check():
         raise Problems(problems)
-    found = {task.name: _pairs(task, rows.split)[: rows.most] for task in fitness.tasks}
+    found = {task.name: task.pairs(rows.split)[: rows.most] for task in fitness.tasks}
     return Examples(tuple(found), tuple(pair for pairs in found.values() for pair in pairs), digest_json(found))
-
-
-def _pairs(task: Task, split: Split) -> list[Pair]:
-    known = getattr(task.function, "pairs", None)
-    if known is None:
-        cause = f"fitness {task.name!r} does not tell its prompts and right answers"
-        fix = "Use a scorer that knows them (Generation, MultipleChoice), or give the function a `pairs(split)`."
-        raise FitnessError(cause, where=str(task.source), fix=fix)
-    pairs: list[Pair] = known(split)
-    if not pairs:
-        cause = f"fitness {task.name!r} has no rows in its {split!r} split"
-        raise FitnessError(cause, where=str(task.source), fix="Give it some, or use the other of train and search.")
-    return pairs
 
 
 def _stale(expert: Expert, data: Examples) -> str | None:

@@ -1,7 +1,7 @@
 """Instructions: cross-entropy of the answers in nats per token; write `direction: minimize` beside it in a recipe
 
-What an expert of these rows is trained on, so it says how far merges are from it. The prompt is Alpaca's (arXiv:2212.10560
-has the idea; the words are those of tatsu-lab's Stanford Alpaca without its preamble).
+What an expert of these rows is trained on, so it says how far merges are from it. The prompt is Stanford Alpaca's,
+without its preamble.
 
 Parameters:
     data: hub name, or a folder with {train,valid,test}.jsonl of `instruction`, `input` (may be empty) and `output`.

@@ -89,6 +89,27 @@ class Task:
         )
         return [FitnessError(cause, where=f"{self.name}: direction", fix=f"Say `direction: {direction}`.")]
 
+    @property
+    def tells(self) -> bool:
+        """Return whether prompts and right answers are known: what experts learn, and what a loss is taken of."""
+        return hasattr(self.function, "pairs")
+
+    def pairs(self, split: Split) -> list[tuple[str, str]]:
+        """Return prompt and right answer of every row of a split.
+
+        Raises:
+            FitnessError: the function does not tell them, or has no such rows.
+        """
+        if not self.tells:
+            cause = f"fitness {self.name!r} does not tell its prompts and right answers"
+            fix = "Use a scorer that knows them (Generation, MultipleChoice), or give the function a `pairs(split)`."
+            raise FitnessError(cause, where=str(self.source), fix=fix)
+        found: list[tuple[str, str]] = self.function.pairs(split)  # type: ignore[attr-defined]
+        if not found:
+            cause = f"fitness {self.name!r} has no rows in its {split!r} split"
+            raise FitnessError(cause, where=str(self.source), fix=f"Give its data a {split!r} split with rows.")
+        return found
+
     def examples(self, split: Split) -> int:
         """Return the number of rows of a split, 0 if they are not known beforehand."""
         return len(self.data.rows(split)) if self.data else 0

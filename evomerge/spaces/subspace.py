@@ -204,7 +204,7 @@ def _span(M: Tensor, largest: float) -> Tensor:
     Q, R = torch.linalg.qr(M)
     left, S, _ = torch.linalg.svd(R)
     kept = int((S / largest > VANISHING).sum())
-    basis = Q @ left[:, :kept]
+    basis: Tensor = Q @ left[:, :kept]
     if not kept:
         return basis
     # LAPACK leaves each vector's sign open; fixing it makes the coordinates the same on more machines.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from evomerge.errors import EvomergeError, FitnessError, Problems
+from evomerge.errors import EvomergeError, Problems
 from evomerge.evaluation.model import load_base, resolve_device
 from evomerge.experts.base import resolve_base
 from evomerge.keys import Key
@@ -40,16 +40,7 @@ def read_rows(fitness: Iterable[TaskSpec], most: int = ROWS, *, strict: bool = T
     tasks = load_fitness(fitness)
     if problems := tasks.check():
         raise Problems(problems)
-    found: dict[str, list[Pair]] = {}
-    for task in tasks.tasks:
-        pairs = getattr(task.function, "pairs", None)
-        if pairs is not None:
-            found[task.name] = pairs(SPLIT)[:most]
-        elif strict:
-            cause = f"fitness {task.name!r} does not tell its prompts and right answers, which `analyze` reads"
-            fix = "Leave it out, or use a scorer that knows them (Generation, MultipleChoice)."
-            raise FitnessError(cause, where=str(task.source), fix=fix)
-    return found
+    return {task.name: task.pairs(SPLIT)[:most] for task in tasks.tasks if strict or task.tells}
 
 
 def data_sections(found: Measured, rows: Rows | None, key: Key, progress: Progress) -> list[Section]:

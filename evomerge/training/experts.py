@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evomerge.cluster.pool import Here, Pool, each
-from evomerge.errors import ExpertError, FitnessError
+from evomerge.errors import ExpertError
 from evomerge.evaluation.fitness import Task
 from evomerge.experts.adapter import read_adapter
 from evomerge.files import new_folder
@@ -68,10 +68,11 @@ def train_experts(
 
     Raises:
         ExpertError: an existing folder is not a usable adapter, or was trained in another way.
-        FitnessError: a task has no training rows.
+        FitnessError: a task has no rows to train on.
         RunError: workers died at some experts; all others are complete.
     """
-    lessons = [_Lesson(job.name, tuple(_pairs(job)), job.spec) for job in jobs]  # before the first long training
+    # All rows are read before the first long training.
+    lessons = [_Lesson(job.name, tuple(job.task.pairs("train")), job.spec) for job in jobs]
     missing = []
     for lesson in lessons:
         if (folder / lesson.name).is_dir():
@@ -150,18 +151,6 @@ def _train_on(pool: Pool, lessons: Sequence[_Lesson], folder: Path, key: Key, fo
 
 def _unheard(_done: int, _total: int, _loss: float) -> None:
     """Tell nobody: whoever follows is another process."""
-
-
-def _pairs(job: Job) -> list[Pair]:
-    pairs = getattr(job.task.function, "pairs", None)
-    found: list[Pair] = pairs("train") if pairs else []
-    if not found:
-        raise FitnessError(
-            f"task {job.task.name!r} has no training rows for expert {job.name!r}",
-            where=str(job.task.source),
-            fix="Give its data a `train` split, and use a scorer that knows the answers (Generation, MultipleChoice).",
-        )
-    return found
 
 
 def _check_existing(folder: Path, spec: LoraSpec) -> None:

@@ -165,13 +165,13 @@ def test_a_task_without_training_rows_is_refused_before_any_training(pico_base, 
     wanted = [jobs()[0], Job("empty", task("bare", []), SPEC)]
     with pytest.raises(FitnessError) as caught:
         train(tmp_path, pico_base, log, wanted)
-    assert caught.value.cause == "task 'bare' has no training rows for expert 'empty'"
+    assert caught.value.cause == "fitness 'bare' has no rows in its 'train' split"
     assert caught.value.where == "bare.py"
-    assert "Give its data a `train` split, and use a scorer that knows the answers" in caught.value.fix
+    assert caught.value.fix == "Give its data a 'train' split with rows."
     assert (log.trained, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_function_knows_no_answers_to_train_on(pico_base, tmp_path):
     wanted = [Job("first", Task("mine", lambda model, split: 1.0, Path("mine.py")), SPEC)]
-    with pytest.raises(FitnessError, match="task 'mine' has no training rows for expert 'first'"):
+    with pytest.raises(FitnessError, match="fitness 'mine' does not tell its prompts and right answers"):
         train(tmp_path, pico_base, wanted=wanted)
