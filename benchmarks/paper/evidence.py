@@ -49,7 +49,9 @@ PARTS: Mapping[str, Part] = {
     "saturation": Part(
         "Where merging saturates (Tables 1 and 8, Figure 1)", ("genome", "swarm", "genome_variance_drop")
     ),
+    "saturation_domains": Part("The same, measured by the loss on the experts' own domains"),
     "rht": Part("RHT in evolution (Figure 7, Tables 7 and 9)", ("genome_rht", "llama_genome_rht")),
+    "rht_domains": Part("RHT in evolution, measured by the loss on the experts' own domains"),
     "glue": Part("Merges of full fine-tunes on GLUE, with and without RHT (Table 4)"),
     "knowledge": Part("Experts of knowledge domains, and their correlation (Tables 2, 3, 13 to 15)"),
     "figures": Part("Geometry and weights of the pool (Figures 2, 4, 5, 6 and 8)", ("genome",)),

@@ -46,7 +46,7 @@ def main() -> None:
     shown = [{key: value for key, value in run.items() if key != "rows"} for run in runs]
     write_picture(given.results, f"rht{setting.results}", picture(setting, effects))
     text = page(setting, plain, curves, effects)
-    claims = [claim_on(mode, found) for mode, found in effects.items()]
+    claims = [claim_on(mode, found, setting.by) for mode, found in effects.items()]
     write_results(
         given.results, f"rht{setting.results}", vars(setting), {"runs": shown, "effects": effects}, claims, text
     )
@@ -81,14 +81,14 @@ def verdict(interval: Interval | None) -> str:
     return "helps" if interval[0] > 0 else "hurts"
 
 
-def claim_on(mode: str, found: Mapping[str, Any]) -> Claim:
+def claim_on(mode: str, found: Mapping[str, Any], by: str = "") -> Claim:
     changes = [
         f"{statistics.fmean(rht) - statistics.fmean(without):+.1f} ({model})" for model, (without, rht) in PAPER.items()
     ]
     interval = found["difference"]
     ours = f"{points(interval)} points, {found['pairs']} pairs" if interval else "not measured"
     return Claim(
-        f"RHT, mode `{mode}`, improves the merges of {METHOD} (section 4.5, Figure 7, Tables 7 and 9)",
+        f"RHT, mode `{mode}`, improves the merges of {METHOD} (section 4.5, Figure 7, Tables 7 and 9){by}",
         f"CommonsenseQA, mean over 2 to 10 experts: {', '.join(changes)} points",
         ours,
         judged(interval[1:] if interval else None, low=SOME),

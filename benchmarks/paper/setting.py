@@ -65,6 +65,11 @@ class Setting:
         return "-100 x loss, nats a token" if self.domains else f"{self.task['file']}, %"
 
     @property
+    def by(self) -> str:
+        """Return by what claims are measured, where it is not the paper's measure."""
+        return ", by the loss on the experts' domains" if self.domains else ""
+
+    @property
     def results(self) -> str:
         """Return what the names of the results end with."""
         return "_domains" if self.domains else ""
