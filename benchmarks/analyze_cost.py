@@ -30,7 +30,7 @@ from evomerge.checkpoint.run import environment
 from evomerge.experts.save import save_adapter
 from evomerge.files import write_json
 from evomerge.keys import Key
-from evomerge.studies.pool import study_pool
+from evomerge.studies.geometry.pool import study_pool
 
 RESULT = Path("benchmarks/results/analyze_cost.json")
 EXPERTS, RANK = 10, 8

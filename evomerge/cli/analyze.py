@@ -41,8 +41,8 @@ def analyze(
     without_data: Annotated[bool, typer.Option("--without-data", help="Neither load the base nor read rows.")] = False,
 ) -> None:
     """Write a page on a pool: geometry, tails, and on rows of tasks the loss's curvature, KL and perplexity."""
-    from evomerge.studies.data import ROWS, read_rows
-    from evomerge.studies.pool import study_pool
+    from evomerge.studies.geometry.data import ROWS, read_rows
+    from evomerge.studies.geometry.pool import study_pool
 
     experts, tasks = _pool(pool, fitness or ())
     given = None if without_data or not tasks else read_rows(tasks, rows or ROWS, strict=bool(fitness))

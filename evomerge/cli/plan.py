@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from evomerge.recipe.schema import Recipe
     from evomerge.report.study import Section
     from evomerge.specs import OperatorSpec
-    from evomerge.studies.scaling import Estimate
-    from evomerge.studies.scaling_design import Design
-    from evomerge.studies.scaling_plan import Questions
+    from evomerge.studies.scaling.design import Design
+    from evomerge.studies.scaling.measure import Estimate
+    from evomerge.studies.scaling.plan import Questions
 
 N = TypeVar("N", int, float)
 
@@ -63,8 +63,8 @@ def plan(  # noqa: PLR0913 - the options of a command
     from evomerge.recipe.evaluators import scored_by
     from evomerge.recipe.load import load_recipe
     from evomerge.shipped import find
-    from evomerge.studies.scaling_design import METHODS, Design
-    from evomerge.studies.scaling_plan import Questions
+    from evomerge.studies.scaling.design import METHODS, Design
+    from evomerge.studies.scaling.plan import Questions
 
     asked = Questions(target, gain, min_drop, budget, *_numbers(cost, float, "--cost", 2))
     design = Design(_methods(methods) if methods else METHODS, _numbers(k, int, "--k") if k else (), subsets)
@@ -77,14 +77,14 @@ def plan(  # noqa: PLR0913 - the options of a command
 
 def _tell(recipe: Recipe, output: Path, design: Design) -> None:
     """Print what measuring would take."""
-    from evomerge.studies.scaling import estimate
+    from evomerge.studies.scaling.measure import estimate
 
     _print_estimate(estimate(recipe, output, design, Line())[1])
 
 
 def _measure(recipe: Recipe, output: Path, design: Design, asked: Questions, also: list[Path]) -> None:
     """Measure what is not known, and print the answers."""
-    from evomerge.studies.scaling_run import run_plan
+    from evomerge.studies.scaling.run import run_plan
 
     with _stoppable(output):
         page, sections = run_plan(recipe, output, design, asked, also, Line())

@@ -1,1 +1,1 @@
-"""Studies: what analysis finds in a pool, as sections of a page."""
+"""Studies: what analysis finds, as sections of a page."""

@@ -12,8 +12,8 @@ from commands import Commands
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at few entries and leave pictures empty: the command is tested here, not what it finds."""
-    monkeypatch.setattr("evomerge.studies.measures.ENTRIES", 1000)
-    monkeypatch.setattr("evomerge.studies.pictures.png", lambda figure: b"")
+    monkeypatch.setattr("evomerge.studies.geometry.measures.ENTRIES", 1000)
+    monkeypatch.setattr("evomerge.studies.geometry.pictures.png", lambda figure: b"")
 
 
 def test_folders_or_a_recipe(evomerge: Commands, experts: list[Path], recipe: Path, tmp_path: Path) -> None:

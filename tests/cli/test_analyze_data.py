@@ -25,8 +25,8 @@ fitness = Generation(
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at few entries and leave pictures empty."""
-    monkeypatch.setattr("evomerge.studies.measures.ENTRIES", 1000)
-    monkeypatch.setattr("evomerge.studies.pictures.png", lambda figure: b"")
+    monkeypatch.setattr("evomerge.studies.geometry.measures.ENTRIES", 1000)
+    monkeypatch.setattr("evomerge.studies.geometry.pictures.png", lambda figure: b"")
 
 
 def test_a_fitness_file_gives_rows(evomerge: Commands, experts: list[Path]) -> None:

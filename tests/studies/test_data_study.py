@@ -19,9 +19,9 @@ from evomerge.experts.pool import load_pool
 from evomerge.keys import Key
 from evomerge.recipe.schema import TaskSpec
 from evomerge.report.study import write_study
-from evomerge.studies.curvature import TOLERANCE, Bowl, spectrum
-from evomerge.studies.data import data_sections, read_rows
-from evomerge.studies.region import cone, redundant, width
+from evomerge.studies.geometry.curvature import TOLERANCE, Bowl, spectrum
+from evomerge.studies.geometry.data import data_sections, read_rows
+from evomerge.studies.geometry.region import cone, redundant, width
 
 ROWS = {
     "cities": [("The capital of Peru:", " Lima"), ("The capital of Italy:", " Rome"), ("x" * 600, " long")],
@@ -49,7 +49,7 @@ def experts(make_adapter) -> list[Path]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave pictures empty: drawing them takes most of the time."""
-    monkeypatch.setattr("evomerge.studies.pictures.png", lambda figure: b"")
+    monkeypatch.setattr("evomerge.studies.geometry.pictures.png", lambda figure: b"")
 
 
 def sections(experts, rows, told=lambda *_: None):

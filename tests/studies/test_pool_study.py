@@ -14,9 +14,9 @@ import torch
 
 from evomerge.errors import EvomergeError, ExpertError, RunError
 from evomerge.experts.pool import load_pool
-from evomerge.studies import measures
-from evomerge.studies.pool import SECTIONS, study_pool
-from evomerge.studies.words import apart, counted, extremes, over_modules
+from evomerge.studies.geometry import measures
+from evomerge.studies.geometry.pool import SECTIONS, study_pool
+from evomerge.studies.geometry.words import apart, counted, extremes, over_modules
 
 TITLES = (
     "the-pool",
@@ -49,7 +49,7 @@ def studied(experts: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tu
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave pictures empty: drawing them takes most of the time."""
-    monkeypatch.setattr("evomerge.studies.pictures.png", lambda figure: b"")
+    monkeypatch.setattr("evomerge.studies.geometry.pictures.png", lambda figure: b"")
 
 
 def test_every_section_has_its_numbers_and_pictures(studied: tuple[Path, dict[str, Any]]) -> None:

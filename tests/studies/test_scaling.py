@@ -19,11 +19,11 @@ from evomerge.recipe.evaluators import open_evaluator
 from evomerge.recipe.load import load_recipe
 from evomerge.recipe.schema import Recipe
 from evomerge.specs import OperatorSpec
-from evomerge.studies.scaling import estimate, measure
-from evomerge.studies.scaling_design import Design, Study, owners, usual
-from evomerge.studies.scaling_losses import FILE, Measured, Record, read_losses
-from evomerge.studies.scaling_plan import Questions, make_plan, read_others
-from evomerge.studies.scaling_run import run_plan
+from evomerge.studies.scaling.design import Design, Study, owners, usual
+from evomerge.studies.scaling.losses import FILE, Measured, Record, read_losses
+from evomerge.studies.scaling.measure import estimate, measure
+from evomerge.studies.scaling.plan import Questions, make_plan, read_others
+from evomerge.studies.scaling.run import run_plan
 from evomerge.types import Score
 from runs import write_run
 

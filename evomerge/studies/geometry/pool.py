@@ -7,14 +7,14 @@ from pathlib import Path
 
 from evomerge.keys import Key
 from evomerge.report.study import Section, write_study
-from evomerge.studies.data import Rows, data_sections
-from evomerge.studies.measures import DRAWING, Progress, measure
-from evomerge.studies.overview import overview, signs, similarity
-from evomerge.studies.region import cone
-from evomerge.studies.spectra import spectra
-from evomerge.studies.subspaces import angles, components
-from evomerge.studies.weights import rht, weights
-from evomerge.studies.words import counted
+from evomerge.studies.geometry.data import Rows, data_sections
+from evomerge.studies.geometry.measures import DRAWING, Progress, measure
+from evomerge.studies.geometry.overview import overview, signs, similarity
+from evomerge.studies.geometry.region import cone
+from evomerge.studies.geometry.spectra import spectra
+from evomerge.studies.geometry.subspaces import angles, components
+from evomerge.studies.geometry.weights import rht, weights
+from evomerge.studies.geometry.words import counted
 
 _KEY = Key(0)
 _ALONE, _SEEN = 0.1, 0.99  # of the time with rows: until the base is loaded, until all is drawn

@@ -12,9 +12,9 @@ from evomerge.analysis.components import SHARE, Components
 from evomerge.analysis.components import components as components_of
 from evomerge.analysis.places import mean_by_kind, mean_by_layer
 from evomerge.report.study import Cell, Grid, Picture, Section
-from evomerge.studies.measures import Measured
-from evomerge.studies.pictures import Curve, curves, heatmaps, points
-from evomerge.studies.words import ALONE, apart, counted, extremes, over_modules
+from evomerge.studies.geometry.measures import Measured
+from evomerge.studies.geometry.pictures import Curve, curves, heatmaps, points
+from evomerge.studies.geometry.words import ALONE, apart, counted, extremes, over_modules
 
 Array = npt.NDArray[np.float64]
 _FIELDS = ("smallest", "chance_smallest", "mean", "overlap", "chance_overlap")

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from evomerge.analysis.places import kind_of, mean_by_kind, mean_by_layer
 from evomerge.analysis.spectra import BINS, effective_rank, log_shares, mean_decay
 from evomerge.report.study import Grid, Picture, Section
-from evomerge.studies.measures import Measured
-from evomerge.studies.pictures import bars, curves
+from evomerge.studies.geometry.measures import Measured
+from evomerge.studies.geometry.pictures import bars, curves
 
 Array = npt.NDArray[np.float64]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from evomerge.analysis.answers import Interval, Needed
 from evomerge.analysis.law import Law
 from evomerge.report.study import Cell, Grid, Picture, Section
-from evomerge.studies.scaling_losses import KINDS
-from evomerge.studies.scaling_pictures import Panel, law_picture, spread_picture
-from evomerge.studies.scaling_plan import Plan
+from evomerge.studies.scaling.losses import KINDS
+from evomerge.studies.scaling.pictures import Panel, law_picture, spread_picture
+from evomerge.studies.scaling.plan import Plan
 
 
 def sections(plan: Plan) -> tuple[Section, ...]:

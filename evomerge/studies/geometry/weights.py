@@ -8,8 +8,8 @@ from typing import Any
 
 from evomerge.analysis.weights import MODES
 from evomerge.report.study import Cell, Grid, Picture, Section
-from evomerge.studies.measures import EDGES, MERGE, NORMAL, Distribution, Measured
-from evomerge.studies.pictures import densities
+from evomerge.studies.geometry.measures import EDGES, MERGE, NORMAL, Distribution, Measured
+from evomerge.studies.geometry.pictures import densities
 
 _Z = 1.96  # standard errors in half of a 95 % interval
 _LINES = 8  # experts that histograms have room for

@@ -11,11 +11,11 @@ from evomerge.keys import Key
 from evomerge.recipe.build import load_fitness
 from evomerge.recipe.schema import TaskSpec
 from evomerge.report.study import Section
-from evomerge.studies.curvature import Bowl, spectrum
-from evomerge.studies.measures import Measured, Progress
-from evomerge.studies.observed import observe
-from evomerge.studies.predictions import SPLIT, predictions
-from evomerge.studies.region import redundant, width
+from evomerge.studies.geometry.curvature import Bowl, spectrum
+from evomerge.studies.geometry.measures import Measured, Progress
+from evomerge.studies.geometry.observed import observe
+from evomerge.studies.geometry.predictions import SPLIT, predictions
+from evomerge.studies.geometry.region import redundant, width
 from evomerge.training.lora import Pair
 
 ROWS = 8

@@ -12,8 +12,8 @@ from evomerge.analysis.tokens import Drift
 from evomerge.analysis.width import Array
 from evomerge.report.drawing import BLUE, INK, clean, new_figure, png, title
 from evomerge.report.study import Cell, Grid, Picture, Section
-from evomerge.studies.observed import Observed
-from evomerge.studies.words import counted
+from evomerge.studies.geometry.observed import Observed
+from evomerge.studies.geometry.words import counted
 from evomerge.types import Split
 
 SPLIT: Split = "search"

@@ -25,7 +25,7 @@ from evomerge.experts.gram import gram
 from evomerge.experts.pool import Pool
 from evomerge.experts.variance import Equicorrelated
 from evomerge.keys import Key
-from evomerge.studies.scaling_losses import KINDS, Kind, Measured, read_losses
+from evomerge.studies.scaling.losses import KINDS, Kind, Measured, read_losses
 
 
 @dataclass(frozen=True)

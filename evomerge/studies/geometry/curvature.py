@@ -10,8 +10,8 @@ import numpy as np
 from evomerge.analysis.hessian import Curvature
 from evomerge.analysis.width import Array, Ellipsoid, Spectrum, inverse_norms
 from evomerge.report.study import Cell, Grid, Picture, Section
-from evomerge.studies.pictures import bars, heatmaps
-from evomerge.studies.words import counted
+from evomerge.studies.geometry.pictures import bars, heatmaps
+from evomerge.studies.geometry.words import counted
 
 TOLERANCE = 0.01
 """The tolerance eps, as a share of the loss at the uniform merge."""

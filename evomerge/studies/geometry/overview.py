@@ -9,9 +9,9 @@ from evomerge.analysis.places import kind_of, layer_of
 from evomerge.analysis.spectra import effective_rank
 from evomerge.experts.variance import Equicorrelated, correlations
 from evomerge.report.study import Cell, Grid, Picture, Section
-from evomerge.studies.measures import Measured
-from evomerge.studies.pictures import curves, heatmaps
-from evomerge.studies.words import ALONE, apart, counted, extremes
+from evomerge.studies.geometry.measures import Measured
+from evomerge.studies.geometry.pictures import curves, heatmaps
+from evomerge.studies.geometry.words import ALONE, apart, counted, extremes
 
 _MIN_DROP = 0.02  # of one expert's variance
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from evomerge.recipe.schema import Recipe
 from evomerge.report.study import Section, write_study
-from evomerge.studies.scaling import Follow, measure
-from evomerge.studies.scaling_design import Design
-from evomerge.studies.scaling_page import sections
-from evomerge.studies.scaling_plan import Questions, check_questions, make_plan, read_others
+from evomerge.studies.scaling.design import Design
+from evomerge.studies.scaling.measure import Follow, measure
+from evomerge.studies.scaling.page import sections
+from evomerge.studies.scaling.plan import Questions, check_questions, make_plan, read_others
 
 
 def run_plan(

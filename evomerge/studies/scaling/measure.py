@@ -22,8 +22,8 @@ from evomerge.evaluation.evaluator import Evaluator, alone
 from evomerge.recipe.evaluators import open_evaluator
 from evomerge.recipe.schema import Recipe
 from evomerge.spaces import Subspace
-from evomerge.studies.scaling_design import Design, Merge, Study
-from evomerge.studies.scaling_losses import Losses, Measured, read_header, read_losses
+from evomerge.studies.scaling.design import Design, Merge, Study
+from evomerge.studies.scaling.losses import Losses, Measured, read_header, read_losses
 from evomerge.types import Failure
 
 

@@ -13,7 +13,7 @@ from evomerge.analysis.tokens import Drift, drift
 from evomerge.evaluation.adapters import AdapterSlots
 from evomerge.experts.pool import Pool
 from evomerge.spaces import Subspace
-from evomerge.studies.measures import Progress
+from evomerge.studies.geometry.measures import Progress
 from evomerge.training.lora import Pair, answer_loss, cut, encode
 
 _BATCH = 256

@@ -9,9 +9,9 @@ from evomerge.analysis.redundancy import enough, redundancy
 from evomerge.analysis.width import Array, Ellipsoid, Estimate, Spectrum
 from evomerge.keys import Key
 from evomerge.report.study import Cell, Grid, Picture, Section
-from evomerge.studies.curvature import TOLERANCE, Bowl
-from evomerge.studies.pictures import curves
-from evomerge.studies.words import counted
+from evomerge.studies.geometry.curvature import TOLERANCE, Bowl
+from evomerge.studies.geometry.pictures import curves
+from evomerge.studies.geometry.words import counted
 
 _TOLERANCES = (TOLERANCE / 10, TOLERANCE, 10 * TOLERANCE)
 _WIDTH = (
