@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -121,7 +122,10 @@ def _pictures(bowl: Bowl) -> tuple[Picture, ...]:
     values = bowl.spectrum.values
     labels = [str(i + 1) for i in range(len(values))]
     reach = float(np.abs(bowl.scaled).max()) or 1.0
-    pairs = heatmaps("Second derivatives", bowl.names, {"": bowl.scaled}, (-reach, reach), diverging=True)
+    digits = max(2, 1 - math.floor(math.log10(reach)))  # two that count, of the largest
+    pairs = heatmaps(
+        "Second derivatives", bowl.names, {"": bowl.scaled}, (-reach, reach), digits=digits, diverging=True
+    )
     return (
         Picture(
             "spectrum",
