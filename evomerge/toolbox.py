@@ -25,6 +25,7 @@ from evomerge.keys import Key
 from evomerge.oneshot.run import check_output
 from evomerge.outputs import write_adapter
 from evomerge.recipe.build import Setup, build, resolve
+from evomerge.recipe.checks import check_fixed_pool
 from evomerge.recipe.evaluators import local_evaluator
 from evomerge.recipe.load import load_recipe, recipe_text
 from evomerge.recipe.schema import Recipe
@@ -235,9 +236,8 @@ def equip(
             often is DEAP's to say (``cxpb``, ``mutpb``, ``ngen``).
         merge: another merge for ``mate``, as a recipe writes it: ``{"name": "ties", "density": 0.5}``.
         mutation: another mutation for ``mutate``, in the same way.
-        objectives: ``value`` for the recipe's objective, selected by tournaments of 3; ``tasks`` for one objective a
-            task, in the recipe's order, selected by NSGA-II (for ``eaMuPlusLambda``; DEAP's ``eaSimple`` needs a
-            selection that is random).
+        objectives: ``value`` for the recipe's objective, selected by tournaments of 3; ``tasks`` for one a task, in
+            the recipe's order, selected by NSGA-II (for ``eaMuPlusLambda``; ``eaSimple`` needs a random selection).
 
     Returns:
         What scores on the final split and saves an individual.
@@ -252,6 +252,7 @@ def equip(
         raise RecipeError(cause, where="equip", fix="Give one of the two.")
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(find("populations", str(recipe)))
     specs = _spec(MERGES, merge, loaded.space.name), _spec(MUTATIONS, mutation, loaded.space.name)
+    check_fixed_pool(loaded)
     bench = Bench(build(resolve(loaded)), *specs, objectives)
     for function in (bench.individual, bench.population, bench.mate, bench.mutate, bench.evaluate):
         toolbox.register(function.__name__, function)

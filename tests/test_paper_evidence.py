@@ -259,12 +259,13 @@ def test_the_law(run: Run, tmp_path: Path) -> None:
         assert found["setting"]["base"] == "b"
         return [claim["verdict"] for claim in found["claims"]]
 
-    falls, tight, early, forecast, shrinks = verdicts("good", 0.5, lambda k: 0.01 / k)
+    falls, inside, across, tight, early, forecast, shrinks = verdicts("good", 0.5, lambda k: 0.01 / k)
     assert (falls, tight, early, forecast) == (VERDICTS[0],) * 4
+    assert (inside, across) == (VERDICTS[2],) * 2  # a plan of no tasks of their own
     slope, interval = law.slope(json.loads((tmp_path / "r" / "law.json").read_text())["losses"]["linear"])  # type: ignore[misc]
     assert slope == pytest.approx(-1)
     assert interval[0] < -1 < interval[1]
-    falls, _, early, forecast, shrinks = verdicts("flat", 0.0, lambda k: 0.01 * k**3)
+    falls, _, _, _, early, forecast, shrinks = verdicts("flat", 0.0, lambda k: 0.01 * k**3)
     assert (falls, early, shrinks) == (VERDICTS[2], VERDICTS[2], VERDICTS[1])
     falls, *_ = verdicts("rising", -0.5, lambda k: 0.01)
     assert falls == VERDICTS[1]

@@ -418,3 +418,8 @@ def test_what_equip_refuses(make: Make, options: Mapping[str, Any], text: str) -
 def test_a_recipe_by_name_is_looked_up(make: Make) -> None:
     with pytest.raises(RecipeError, match="quickstrat"):
         equip(base.Toolbox(), "quickstrat")
+
+
+def test_a_pool_that_would_grow_is_refused(make: Make) -> None:
+    with pytest.raises(RecipeError, match="the recipe's pool grows when its search stalls"):
+        make(pool={"grow": "when_stalled"}, stop={"generations": 3, "patience": 1})

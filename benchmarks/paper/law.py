@@ -82,12 +82,15 @@ def claims(
     """Return the verdicts: a fall and a shrinking spread method by method, the rest over all methods."""
     fits = {method: study["the-law"][f"{method} all"] for method in losses}
     found = [falls(method, fit) for method, fit in fits.items()]
+    for kind, words in (("in", "in-domain"), ("cross", "cross-domain")):
+        named = {method: study["the-law"].get(f"{method} {kind}", {}) for method in losses}
+        found += [falls(f"{method}, {words}", fit) for method, fit in named.items()]
     found += [tight(fits), early(losses), forecast(study["three-values-of-k"], losses)]
     return [*found, *(shrinks(method, one) for method, one in slopes.items())]
 
 
 def falls(method: str, fit: Mapping[str, Any]) -> Claim:
-    A = fit.get("variables", {}).get("A", {"value": None, "interval": None})
+    A = fit.get("variables", {}).get("A") or {"value": None, "interval": None}
     return Claim(
         f"Scaling law: the loss falls with the number of experts, roughly as 1/k ({method})",
         "A > 0, no number",

@@ -60,6 +60,13 @@ def check_steady(recipe: Recipe, strategy: Strategy) -> None:
         raise RecipeError(cause, where="mode", fix=fix)
 
 
+def check_fixed_pool(recipe: Recipe) -> None:
+    """Raise ``RecipeError`` if the pool would grow: algorithms that are not ours do not say when they stall."""
+    if recipe.pool and recipe.pool.grow == "when_stalled":
+        cause = "a toolbox has its experts from the start, and the recipe's pool grows when its search stalls"
+        raise RecipeError(cause, where="pool.grow", fix="Set `pool.grow: upfront`, or take `pool:` out of the recipe.")
+
+
 def check_growth(recipe: Recipe, strategy: Strategy) -> None:
     """Raise ``RecipeError`` if a pool cannot grow during the search."""
     cause, fix = "", "Set `pool.grow: upfront`, or"
