@@ -151,3 +151,21 @@ def test_a_known_number_of_workers_has_a_group_each(
     setup = build(resolve(load_recipe(write_run(tmp_path, pico_base, experts, evaluator=evaluator))))
     assert 3 < setup.strategy.births_per_generation() < 4
     assert setup.recipe.evaluator.group == group
+
+
+@pytest.mark.slow
+def test_a_pool_grows_to_the_same_bytes_on_workers(pico_base: Path, experts: list[Path], tmp_path: Path) -> None:
+    grow = {
+        "pool": {"start": 2, "grow": "when_stalled", "stop": {"min_drop": 0.01}},
+        "stop": {"generations": 8, "patience": 1},
+    }
+    found = []
+    for name, evaluator in (("local", THREADS), ("ray", THREADS | {"name": "ray", "workers": 2})):
+        folder = tmp_path / name
+        recipe = write_run(folder, pico_base, experts, evaluator=evaluator, **grow)
+        found.append(launch(load_recipe(recipe), folder / "run", Display()))
+    here, there = found
+    assert len(here.setup.pool.names) == 3
+    assert here.state.digest == there.state.digest
+    ledgers = [Ledger(one.folder / "ledger.jsonl").digest() for one in found]
+    assert ledgers[0] == ledgers[1]
