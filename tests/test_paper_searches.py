@@ -239,10 +239,10 @@ class TestReadings:
         rising, falling = saturation.claims_on("Model Swarms", curve({2: 0.6, 4: 0.3, 10: 0.6}))
         assert (rising.verdict, falling.verdict) == ("not reproduced", "not reproduced")
 
-    def test_one_seed_is_no_verdict(self) -> None:
-        one = curve({2: 0.2, 4: 0.6, 10: 0.3}, seeds=1)
-        assert {claim.verdict for claim in saturation.claims_on("Model Swarms", one)} == {"cannot tell at this scale"}
-        assert saturation.reading(one, Key(0))["saturates"] == "cannot tell: there is one seed"
+    def test_two_seeds_are_no_verdict(self) -> None:
+        two = curve({2: 0.2, 4: 0.6, 10: 0.3}, seeds=2)
+        assert {claim.verdict for claim in saturation.claims_on("Model Swarms", two)} == {"cannot tell at this scale"}
+        assert saturation.reading(two, Key(0))["saturates"] == "cannot tell: there are fewer than 3 seeds"
 
     def test_an_effect_is_paired_by_size_and_seed(self) -> None:
         without = curve({2: 0.3, 4: 0.3}, seeds=2)
