@@ -28,8 +28,8 @@ INTRODUCTION = """# Evidence
 What Wang et al., *Why Do More Experts Fail? A Theoretical Analysis of Model Merging* (arXiv:2505.21226), and the
 scaling law of merging claim, and what was found here at a small scale. A claim is that a number lies between bounds.
 *Reproduced*: its whole 95 % interval does; where several experts or methods are meant, all of their numbers do. *Not
-reproduced*: none of it does. *Cannot tell at this scale*: neither, or nothing that could be measured. Verdicts are computed by the scripts in `benchmarks/paper/`; made by
-`python -m benchmarks.paper.evidence`."""
+reproduced*: none of it does. *Cannot tell at this scale*: neither, or nothing that could be measured. Verdicts are
+computed by the scripts in `benchmarks/paper/`; made by `python -m benchmarks.paper.evidence`."""
 
 
 @dataclass(frozen=True)
