@@ -19,8 +19,8 @@ OPERATORS = sorted({name for registry in LISTED for name in registry})
 
 
 def test_the_verbs() -> None:
-    first = ["run", "resume", "train", "check", "merge", "score"]
-    assert [*first, "statistics", "export", "ls", "new", "explain"] == VERBS
+    first = ["run", "resume", "train", "check", "merge", "analyze"]
+    assert [*first, "score", "statistics", "plan", "export", "ls", "new", "explain"] == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
