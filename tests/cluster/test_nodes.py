@@ -21,6 +21,7 @@ from evomerge.recipe.load import load_recipe
 from runs import write_run
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # each begins a cluster of two nodes, which takes a loaded machine a minute
 Told = list[dict[str, Any]]
 
 

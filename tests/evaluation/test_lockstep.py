@@ -227,18 +227,18 @@ def test_a_batch_costs_each_its_share(model, monkeypatch):
     forward = model.network.forward
 
     def slow(**kwargs):
-        time.sleep(0.2)
+        time.sleep(0.4)
         return forward(**kwargs)
 
     expected = alone(model, lambda member: member.loglikelihood(PAIRS))
     monkeypatch.setattr(model.network, "forward", slow)
 
     def work(member):
-        for _ in range(4):  # 0.05 s each for each of four
+        for _ in range(4):  # 0.1 s each for each of four: 0.4 s of the limit, where the whole would be 1.6 s
             values = member.loglikelihood(PAIRS)
         return values
 
-    assert same(together(model, work, time_limit=0.5), expected)
+    assert same(together(model, work, time_limit=1.2), expected)
 
 
 def test_who_has_time_left_is_answered_though_another_is_late_in_the_batch(model, monkeypatch):
